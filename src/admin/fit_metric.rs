@@ -9,13 +9,18 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use tokio::time::Instant;
 
 use super::handles::ClusterView;
 use crate::routing;
 use crate::session::disabled::DisabledRoutes;
+use crate::session::paused::PausedRoutes;
 
 #[derive(Debug)]
 struct FitMetric(Arc<ArcSwap<Vec<ClusterView>>>);
+
+#[derive(Debug)]
+struct PausedMetric(Arc<ArcSwap<Vec<ClusterView>>>, Arc<PausedRoutes>);
 
 #[derive(Debug)]
 struct DisabledMetric(Arc<ArcSwap<Vec<ClusterView>>>, Arc<DisabledRoutes>);
@@ -26,9 +31,29 @@ pub fn register(
     ours: &mut Registry,
     clusters: Arc<ArcSwap<Vec<ClusterView>>>,
     disabled: Arc<DisabledRoutes>,
+    paused: Arc<PausedRoutes>,
 ) {
     ours.register_collector(Box::new(FitMetric(Arc::clone(&clusters))));
+    ours.register_collector(Box::new(PausedMetric(Arc::clone(&clusters), paused)));
     ours.register_collector(Box::new(DisabledMetric(clusters, disabled)));
+}
+
+impl Collector for PausedMetric {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut metric = encoder.encode_descriptor(
+            "route_paused",
+            "1 while an operator has paused the route",
+            None,
+            MetricType::Gauge,
+        )?;
+        let now = Instant::now();
+        for route in self.0.load().iter().flat_map(ClusterView::routes) {
+            let labels = [("route", &*route.name)];
+            let is_paused = i64::from(self.1.until(&route.name, now).is_some());
+            ConstGauge::new(is_paused).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
 }
 
 impl Collector for DisabledMetric {
@@ -84,7 +109,7 @@ mod tests {
     use crate::config::LocalMember;
 
     #[test]
-    fn each_member_is_fit_or_not_for_each_route_and_a_disabled_route_is_shown() {
+    fn each_member_is_fit_or_not_for_each_route_and_disabled_and_paused_routes_are_shown() {
         let mut lagging = member("m");
         lagging.lagging = ["read-only".into()].into();
         let snapshot = led(vec![primary("p"), lagging, member("n")]);
@@ -92,7 +117,10 @@ mod tests {
         let views = vec![view(snapshot, LocalMember::None)];
         let disabled = Arc::new(DisabledRoutes::default());
         disabled.replace(["read-only".to_owned()].into());
-        register(&mut registry, Arc::new(ArcSwap::from_pointee(views)), disabled);
+        let paused = Arc::new(PausedRoutes::default());
+        assert!(paused.pause("read-write", Instant::now() + std::time::Duration::from_mins(1)));
+        let views = Arc::new(ArcSwap::from_pointee(views));
+        register(&mut registry, views, disabled, paused);
         let samples = parses(&exposition(&registry).unwrap());
         let fit: Vec<&str> = samples
             .iter()
@@ -105,8 +133,9 @@ mod tests {
                 "cluster_member_fit{cluster=\"main\",member=\"n\",route=\"read-only\"}",
                 "cluster_member_fit{cluster=\"main\",member=\"p\",route=\"read-write\"}",
                 "route_disabled{route=\"read-only\"}",
+                "route_paused{route=\"read-write\"}",
             ]
         );
-        assert_eq!(samples.len(), 8);
+        assert_eq!(samples.len(), 10);
     }
 }

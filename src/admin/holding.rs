@@ -1,6 +1,7 @@
 //! What an operator, or a script of Patroni's, may order so that clients wait instead of failing.
 //! Provided by the runtime.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -44,6 +45,42 @@ pub trait HoldOperations: fmt::Debug + Send + Sync {
 
     /// Undoes the switchover that runs, as long as Patroni has not been asked.
     fn abort_switchover(&self) -> Result<(), String>;
+
+    /// Pauses a route, and returns when no transaction is open there, or after `wait`.
+    fn pause<'a>(
+        &'a self,
+        route: &'a str,
+        pause: &'a PauseRequest,
+    ) -> BoxFuture<'a, Result<PauseReport, String>>;
+
+    /// Ends the pause of a route.
+    fn unpause<'a>(&'a self, route: &'a str, all_peers: bool) -> BoxFuture<'a, Result<PauseReport, String>>;
+
+    /// The paused routes of this router, and for how long they stay so.
+    fn paused(&self) -> BTreeMap<String, Duration>;
+}
+
+/// How a route is to be paused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PauseRequest {
+    /// At the peers, too.
+    pub all_peers: bool,
+    /// For open transactions, 30 s by default.
+    pub wait_ms: Option<u64>,
+    /// How long the pause lasts, 5 min by default.
+    pub timeout_ms: Option<u64>,
+}
+
+/// How a paused route stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseReport {
+    pub route: String,
+    /// Transactions that are still open.
+    pub open: u32,
+    pub waited_ms: u64,
+    /// A sentence for each process and each peer that does not follow.
+    pub missing: Vec<String>,
 }
 
 /// What an operator asks for.

@@ -26,7 +26,10 @@ pub use console::Console;
 #[cfg(any(test, fuzzing))]
 pub(crate) use console::fuzzing as console_fuzzing;
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
-pub use holding::{HoldOperations, StopReport, SwitchoverPlan, SwitchoverRequest, SwitchoverStatus};
+pub use holding::{
+    HoldOperations, PauseReport, PauseRequest, StopReport, SwitchoverPlan, SwitchoverRequest,
+    SwitchoverStatus,
+};
 #[cfg(any(test, fuzzing))]
 pub(crate) use http::fuzzing as http_fuzzing;
 pub use http::{AdminError, AdminThread, BoundHttp, Prepared, prepare};

@@ -58,6 +58,9 @@ pub struct RouteView {
     pub access: Option<String>,
     /// `enabled` or `disabled`.
     pub admin: String,
+    /// For how long its pause lasts; `null` without one.
+    #[serde(default)]
+    pub paused_s: Option<u64>,
     /// The mode of its pool; `off` without one.
     pub pool: String,
     /// Those that may serve it now.
@@ -77,6 +80,7 @@ impl RouteView {
             cluster: Some(view.name.to_string()),
             access: Some(route.access.to_string()),
             admin: admin_word(is_disabled),
+            paused_s: None,
             pool: route
                 .pool
                 .as_ref()
@@ -93,6 +97,7 @@ impl RouteView {
             cluster: None,
             access: None,
             admin: admin_word(is_disabled),
+            paused_s: None,
             pool: "off".to_owned(),
             members: Vec::new(),
             sessions,

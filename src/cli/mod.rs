@@ -10,6 +10,7 @@ pub mod check;
 mod detach;
 mod hba;
 pub(crate) mod import;
+mod pause;
 mod reload;
 mod remote;
 mod schema;
@@ -94,6 +95,13 @@ enum Command {
     /// Clients of all routers are held, open transactions end, and Patroni is asked. Ctrl-C undoes
     /// everything until then.
     Switchover(switchover::Switchover),
+    /// Let the clients of a route wait, and return when no transaction is open there.
+    ///
+    /// Exits with 1 if transactions are open after `--wait`, and shows whose; the route stays
+    /// paused.
+    Pause(pause::Pause),
+    /// End the pause of a route.
+    Unpause(pause::Unpause),
     #[command(flatten)]
     Administer(administer::Administer),
 }
@@ -114,6 +122,8 @@ pub fn main() -> ExitCode {
         Command::Schema => schema::run(),
         Command::BeforeStop(command) => before_stop::run(&command),
         Command::Switchover(command) => switchover::run(&command),
+        Command::Pause(command) => pause::pause(&command),
+        Command::Unpause(command) => pause::unpause(&command),
         Command::Administer(command) => administer::run(&command),
     }
 }

@@ -74,7 +74,10 @@ pub(super) fn route_table(routes: &[RouteView]) -> String {
             optional(route.cluster.as_ref()),
             optional(route.access.as_ref()),
             word(&route.pool),
-            word(&route.admin),
+            match route.paused_s {
+                Some(left) => format!("{}, paused ({left}s)", word(&route.admin)),
+                None => word(&route.admin),
+            },
             route.sessions.to_string(),
             word(&route.members.join(",")),
         ]);

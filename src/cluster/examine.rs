@@ -260,8 +260,8 @@ fn leader_key(
 /// The members of a fixed list.
 fn listed(config: &config::Cluster) -> Vec<Listed> {
     match &config.source {
-        config::Source::Servers(servers) => fixed::report(servers).members,
-        config::Source::Patroni(_) => Vec::new(),
+        Source::Servers(servers) => fixed::report(servers).members,
+        Source::Patroni(_) => Vec::new(),
     }
 }
 

@@ -61,6 +61,15 @@ pub enum OperatorEvent {
         route: String,
         by: String,
     },
+    /// Clients of the route wait.
+    RoutePaused {
+        route: String,
+        by: String,
+    },
+    RouteUnpaused {
+        route: String,
+        by: String,
+    },
     RouterDrained {
         by: String,
     },
@@ -151,7 +160,10 @@ impl OperatorEvent {
                 connections,
                 by,
             } => line!(%which, connections, %by),
-            Self::RouteDisabled { route, by } | Self::RouteEnabled { route, by } => line!(%route, %by),
+            Self::RouteDisabled { route, by }
+            | Self::RouteEnabled { route, by }
+            | Self::RoutePaused { route, by }
+            | Self::RouteUnpaused { route, by } => line!(%route, %by),
             Self::RouterDrained { by } | Self::RouterReady { by } | Self::ReloadAsked { by } => line!(%by),
             Self::StopPrepared {
                 cluster,
@@ -191,6 +203,8 @@ impl fmt::Display for OperatorEvent {
                 "the route is disabled: it gets no new sessions, and its sessions go on"
             }
             Self::RouteEnabled { .. } => "the route is enabled again",
+            Self::RoutePaused { .. } => "the route is paused: its clients wait",
+            Self::RouteUnpaused { .. } => "the route is no longer paused",
             Self::RouterDrained { .. } => {
                 "the router is drained: it serves as before, and reports to balancers that it is not ready"
             }

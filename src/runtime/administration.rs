@@ -4,17 +4,19 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::control::{ControlRequest, Requests};
 use super::handover::STEP_LIMIT;
+use super::pauses;
 use super::processes::NotFollowed;
 use super::state_file::{self, AdminOverrides, MemberOverrides};
 use crate::admin::{
@@ -81,6 +83,7 @@ impl Administration {
             }
         }
         disabled_routes.replace(overrides.disabled_routes.clone());
+        pauses::resume(occupancy.paused_routes(), &overrides.paused_routes);
         let administration = Self {
             clusters: Mutex::new(clusters),
             registry,
@@ -400,6 +403,24 @@ impl Administration {
         });
         let names = overrides.borrow().disabled_routes.clone();
         self.disabled_routes.replace(names);
+        Ok(())
+    }
+
+    /// Pauses a route at this process, or ends that; it is kept over a restart.
+    pub(super) fn pause_route(&self, route: &str, lasts: Option<Duration>) -> Result<(), Busy> {
+        let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_handing_over.load(Ordering::Relaxed) {
+            return Err(Busy);
+        }
+        let paused = self.occupancy.paused_routes();
+        match lasts {
+            Some(lasts) if !paused.pause(route, Instant::now() + lasts) => return Err(Busy),
+            Some(_) => {}
+            None => drop(paused.unpause(route)),
+        }
+        overrides.send_modify(|overrides| {
+            pauses::keep(&mut Arc::make_mut(overrides).paused_routes, route, lasts);
+        });
         Ok(())
     }
 

@@ -1,40 +1,42 @@
 //! Orders that hold clients, given by this router: to its own processes, and to its peers.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::administration::Administration;
+use super::pauses::MAX_PAUSE;
+use super::running_hold::{LOOK, Round, RunningHold};
 use super::switchover::{DEFAULT_GRACE, RunningSwitchover, Switchover};
-use crate::admin::{HoldOperations, StopReport, SwitchoverPlan, SwitchoverRequest, SwitchoverStatus};
+use crate::admin::{
+    HoldOperations, PauseReport, PauseRequest, StopReport, SwitchoverPlan, SwitchoverRequest,
+    SwitchoverStatus,
+};
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
 use crate::cluster::switchover::{self, LeaderAccess, SwitchoverRight};
 use crate::cluster::{ClusterHandle, LeaveToken};
 use crate::events::Events;
-use crate::names;
 use crate::session::Shared;
-use crate::session::holds::{HoldAnswer, HoldOrder, HoldRefusal, HoldRequest, MAX_HOLD, MemberActivity};
+use crate::session::holds::{HoldOrder, HoldRefusal, HoldRequest, MAX_HOLD};
 use crate::session::peers::PeerOrders;
 
-/// Between two renewals of an order.
-pub(super) const RENEWAL: Duration = Duration::from_secs(1);
-/// For how long an order counts if it is not renewed: longer than a renewal may take.
-const LEASE: Duration = Duration::from_secs(4);
-/// Between two looks at the transactions that are open.
-const LOOK: Duration = Duration::from_millis(50);
 /// How long a stop may be delayed where Patroni does not say its times.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Left of the limit for the answer itself.
 const SPARE: Duration = Duration::from_millis(250);
+/// How long a pause lasts, and how long open transactions may take, where nothing is said.
+const DEFAULT_PAUSE: Duration = Duration::from_mins(5);
+const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// For the name service to say where the peers are.
 const NAMES: Duration = Duration::from_secs(2);
 
@@ -50,167 +52,6 @@ pub(super) struct HoldingRouter {
     events: Events,
     /// The one that runs, or the last one.
     switchover: Mutex<Option<Arc<RunningSwitchover>>>,
-}
-
-/// One order, which is renewed until its purpose is fulfilled, or [`MAX_HOLD`] is over.
-pub(super) struct RunningHold {
-    shared: Arc<Shared>,
-    peers: Option<PeerOrders>,
-    order: HoldOrder,
-    until: Instant,
-}
-
-/// What everybody answers to an order.
-#[derive(Debug, Default)]
-pub(super) struct Round {
-    /// This router's own processes. `Err`: the order is not possible here.
-    pub(super) own: Option<Result<MemberActivity, HoldRefusal>>,
-    pub(super) peers: Vec<(String, Result<MemberActivity, String>)>,
-    /// A sentence for each other process of this router that does not follow.
-    pub(super) missing: Vec<String>,
-}
-
-impl Round {
-    fn answers(&self) -> impl Iterator<Item = &MemberActivity> {
-        let own = self.own.iter().flatten();
-        own.chain(self.peers.iter().filter_map(|(_, answer)| answer.as_ref().ok()))
-    }
-
-    /// On all routers that answer.
-    pub(super) fn activity(&self) -> MemberActivity {
-        self.answers()
-            .copied()
-            .reduce(MemberActivity::and)
-            .unwrap_or_default()
-    }
-
-    /// Every router that answers holds clients, or has another leader already.
-    pub(super) fn is_held(&self) -> bool {
-        self.answers()
-            .all(|answer| answer.is_leaving || answer.is_replaced)
-    }
-
-    /// No router that answers holds clients any more.
-    fn is_over(&self) -> bool {
-        !self.answers().any(|answer| answer.is_leaving)
-    }
-
-    /// A sentence for each process and each peer that does not follow.
-    pub(super) fn missing(&self) -> Vec<String> {
-        let refused = self.peers.iter().filter_map(|(peer, answer)| {
-            let error = answer.as_ref().err()?;
-            Some(format!("peer {peer}: {error}"))
-        });
-        self.missing.iter().cloned().chain(refused).collect()
-    }
-}
-
-impl RunningHold {
-    /// Its time begins now.
-    pub(super) fn begin(&mut self) {
-        self.until = Instant::now() + MAX_HOLD;
-    }
-
-    pub(super) fn until(&self) -> Instant {
-        self.until
-    }
-
-    /// Gives the order, or renews it. The answers of this router and its peers come at the same
-    /// time.
-    pub(super) async fn renew(&mut self) -> Round {
-        let left = self.until.saturating_duration_since(Instant::now()).min(LEASE);
-        self.order.lasts_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-        self.ask(&HoldRequest::Hold(self.order.clone())).await
-    }
-
-    /// Asks what the order would be about, and gives none.
-    pub(super) async fn look(&mut self) -> Round {
-        self.order.lasts_ms = 0;
-        self.ask(&HoldRequest::Hold(self.order.clone())).await
-    }
-
-    /// Ends the order everywhere.
-    pub(super) async fn release(mut self) -> Round {
-        let request = HoldRequest::Release {
-            cluster: self.order.cluster,
-            token: self.order.token,
-        };
-        self.ask(&request).await
-    }
-
-    async fn ask(&mut self, request: &HoldRequest) -> Round {
-        let peers = async {
-            match &mut self.peers {
-                Some(peers) => peers.ask(request).await,
-                None => Vec::new(),
-            }
-        };
-        let ((own, missing), peers) = tokio::join!(self.shared.carry_out(request), peers);
-        Round {
-            own: Some(match own {
-                HoldAnswer::Done(activity) => Ok(activity),
-                HoldAnswer::Refused(refusal) => Err(refusal),
-            }),
-            peers: peers
-                .into_iter()
-                .map(|(peer, answer)| {
-                    let answer = match answer {
-                        Ok(HoldAnswer::Done(activity)) => Ok(activity),
-                        Ok(HoldAnswer::Refused(refusal)) => Err(refusal.to_string()),
-                        Err(error) => Err(error),
-                    };
-                    (peer, answer)
-                })
-                .collect(),
-            missing,
-        }
-    }
-
-    /// Gives the order, and waits until no transaction is open, or `deadline`. The answers of the
-    /// last round.
-    ///
-    /// # Errors
-    /// It is not possible at this router.
-    pub(super) async fn wait(&mut self, deadline: Instant) -> Result<Round, HoldRefusal> {
-        let mut last = Round::default();
-        let mut quiet_rounds = 0;
-        loop {
-            let next = Instant::now() + LOOK;
-            if let Ok(round) = timeout_at(deadline, self.renew()).await {
-                if let Some(Err(refusal)) = &round.own {
-                    return Err(*refusal);
-                }
-                // One that was let through just before the order may begin after the first look.
-                quiet_rounds = if round.is_held() && round.activity().transactions == 0 {
-                    quiet_rounds + 1
-                } else {
-                    0
-                };
-                last = round;
-            }
-            if quiet_rounds >= 2 || Instant::now() >= deadline {
-                return Ok(last);
-            }
-            sleep_until(next.min(deadline)).await;
-        }
-    }
-
-    /// Renews the order until nobody holds clients because of it, or its time is over.
-    pub(super) async fn keep(mut self) {
-        let member = self.order.member.clone();
-        loop {
-            let next = Instant::now() + RENEWAL;
-            if next >= self.until {
-                warn!(%member, "the member was not stopped, or nothing replaced it, within {} s: its clients go on", MAX_HOLD.as_secs());
-                return;
-            }
-            if self.renew().await.is_over() {
-                info!(%member, "the clients of the member go on");
-                return;
-            }
-            sleep_until(next).await;
-        }
-    }
 }
 
 impl HoldingRouter {
@@ -288,6 +129,31 @@ impl HoldingRouter {
             &self.control,
         );
         told.await.map_err(|_| "the router is shutting down".to_owned())
+    }
+}
+
+impl HoldingRouter {
+    fn peers(&self, are_asked: bool) -> Option<PeerOrders> {
+        let peers = self.shared.peers.load_full().filter(|_| are_asked)?;
+        Some(peers.orders())
+    }
+
+    /// Renews a pause at the other processes, and at the peers. Zero ends it.
+    async fn pause_for(&self, peers: &mut Option<PeerOrders>, route: &str, left: Duration) -> Round {
+        let request = HoldRequest::Pause {
+            route: route.to_owned(),
+            lasts_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+        };
+        Round::of(&self.shared, peers.as_mut(), &request).await
+    }
+}
+
+fn report(route: &str, open: u32, began: Instant, round: &Round) -> PauseReport {
+    PauseReport {
+        route: route.to_owned(),
+        open,
+        waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        missing: round.missing(),
     }
 }
 
@@ -402,14 +268,10 @@ impl HoldingRouter {
     }
 
     async fn addresses_of_peers(&self) -> Vec<IpAddr> {
-        let Some(peers) = self.shared.peers.load_full() else {
-            return Vec::new();
-        };
-        let deadline = Instant::now() + NAMES;
-        let hosts: Vec<String> = peers.hosts().map(str::to_owned).collect();
-        let found = hosts.iter().map(|host| names::addresses(host, deadline));
-        let found = join_all(found).await;
-        found.into_iter().flatten().flatten().collect()
+        match self.shared.peers.load_full() {
+            Some(peers) => peers.addresses(Instant::now() + NAMES).await,
+            None => Vec::new(),
+        }
     }
 }
 
@@ -512,6 +374,59 @@ impl HoldOperations for HoldingRouter {
             Ok(plan)
         }
         .boxed()
+    }
+
+    fn pause<'a>(
+        &'a self,
+        route: &'a str,
+        pause: &'a PauseRequest,
+    ) -> BoxFuture<'a, Result<PauseReport, String>> {
+        async move {
+            let began = Instant::now();
+            let lasts = pause.timeout_ms.map_or(DEFAULT_PAUSE, Duration::from_millis);
+            let lasts = lasts.min(MAX_PAUSE);
+            let deadline = began + pause.wait_ms.map_or(DEFAULT_WAIT, Duration::from_millis);
+            self.administration
+                .pause_route(route, Some(lasts))
+                .map_err(|busy| busy.to_string())?;
+            let mut peers = self.peers(pause.all_peers);
+            let mut quiet_rounds = 0;
+            loop {
+                let next = Instant::now() + LOOK;
+                let left = (began + lasts).saturating_duration_since(Instant::now());
+                let round = self.pause_for(&mut peers, route, left).await;
+                let open = round.activity().transactions;
+                // One that was let through just before the pause may begin after the first look.
+                quiet_rounds = if open == 0 { quiet_rounds + 1 } else { 0 };
+                if quiet_rounds >= 2 || next >= deadline {
+                    return Ok(report(route, open, began, &round));
+                }
+                sleep_until(next).await;
+            }
+        }
+        .boxed()
+    }
+
+    fn unpause<'a>(&'a self, route: &'a str, all_peers: bool) -> BoxFuture<'a, Result<PauseReport, String>> {
+        async move {
+            let began = Instant::now();
+            self.administration
+                .pause_route(route, None)
+                .map_err(|busy| busy.to_string())?;
+            let mut peers = self.peers(all_peers);
+            let round = self.pause_for(&mut peers, route, Duration::ZERO).await;
+            Ok(report(route, round.activity().transactions, began, &round))
+        }
+        .boxed()
+    }
+
+    fn paused(&self) -> BTreeMap<String, Duration> {
+        let now = Instant::now();
+        let all = self.shared.occupancy.paused_routes().all();
+        all.iter()
+            .filter(|(_, until)| **until > now)
+            .map(|(route, until)| (route.to_string(), *until - now))
+            .collect()
     }
 
     fn switchover(&self) -> Option<SwitchoverStatus> {

@@ -179,11 +179,13 @@ impl Responder for Local {
                 Ok(which) => self.reconnect(&which),
                 Err(_) => Answer::Malformed,
             },
-            RequestKind::Hold | RequestKind::Release => match serde_json::from_slice(body) {
-                Ok(request) => done(&self.shared.holds.carry_out(&self.shared.registry, &request)),
-                Err(_) => Answer::Malformed,
-            },
-            RequestKind::Cancel | RequestKind::Pause => Answer::Unsupported,
+            RequestKind::Hold | RequestKind::Release | RequestKind::Pause => {
+                match serde_json::from_slice(body) {
+                    Ok(request) => done(&self.shared.carry_out_here(&request)),
+                    Err(_) => Answer::Malformed,
+                }
+            }
+            RequestKind::Cancel => Answer::Unsupported,
         }
     }
 }

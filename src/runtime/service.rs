@@ -396,9 +396,14 @@ pub(super) fn know_clusters(shared: &Shared, config: &Config, clusters: &HashMap
     let routes = config.routes.values();
     let movable = routes.filter(|route| route.resume == Resume::Tracked);
     let movable = movable.map(|route| Arc::clone(&route.name)).collect();
+    let routes = config
+        .routes
+        .values()
+        .map(|route| Arc::clone(&route.name))
+        .collect();
     shared
         .holds
-        .replace(clusters.values().cloned().collect(), movable);
+        .replace(clusters.values().cloned().collect(), routes, movable);
 }
 
 fn is_led(handle: &ClusterHandle) -> bool {

@@ -194,7 +194,9 @@ impl Sockets {
         let metric_views = Arc::new(ArcSwap::from_pointee(views.clone()));
         let ours = metrics.sub_registry_with_prefix(admin::metrics::PREFIX);
         let disabled_routes = Arc::clone(&parts.shared.disabled_routes);
-        admin::fit_metric::register(ours, Arc::clone(&metric_views), Arc::clone(&disabled_routes));
+        let paused = Arc::clone(parts.shared.occupancy.paused_routes());
+        let disabled = Arc::clone(&disabled_routes);
+        admin::fit_metric::register(ours, Arc::clone(&metric_views), disabled, paused);
         let handles = Handles {
             clusters: views,
             access: access_view(&parts.shared.auth_policy),

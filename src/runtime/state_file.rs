@@ -36,6 +36,8 @@ pub(super) struct AdminOverrides {
     pub(super) members: BTreeMap<String, MemberOverrides>,
     /// Names.
     pub(super) disabled_routes: BTreeSet<String>,
+    /// Each with the end of its pause, in milliseconds of Unix time.
+    pub(super) paused_routes: BTreeMap<String, u64>,
 }
 
 /// The settings of one cluster, by member.
@@ -74,6 +76,8 @@ struct Document {
     clusters: BTreeMap<String, BTreeMap<String, SavedOverride>>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     disabled_routes: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    paused_routes: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -161,6 +165,7 @@ pub(super) fn parse(text: &[u8]) -> Result<AdminOverrides, StateFileError> {
     let document: Document = serde_json::from_value(value)?;
     let mut overrides = AdminOverrides {
         disabled_routes: document.disabled_routes,
+        paused_routes: document.paused_routes,
         ..AdminOverrides::default()
     };
     for (cluster, members) in document.clusters {
@@ -192,6 +197,7 @@ pub(super) fn text(overrides: &AdminOverrides) -> Vec<u8> {
         version: VERSION,
         clusters: clusters.collect(),
         disabled_routes: overrides.disabled_routes.clone(),
+        paused_routes: overrides.paused_routes.clone(),
     };
     let mut text = serde_json::to_vec_pretty(&document).unwrap_or_default();
     text.push(b'\n');

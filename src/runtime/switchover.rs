@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use super::holding::{RENEWAL, RunningHold};
+use super::running_hold::{RENEWAL, RunningHold};
 use crate::admin::{SwitchoverPlan, SwitchoverStatus};
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, Member, MemberName};

@@ -1,6 +1,6 @@
-//! Orders that hold clients: a member that is about to be stopped gets no new transaction at this
-//! process. An operator's command gives them at one process; that one passes them on to the other
-//! processes of its router and to its peers.
+//! Orders that hold clients: a member that is about to be stopped, or a route that an operator has
+//! paused, gets no new transaction at this process. An operator's command gives them at one
+//! process; that one passes them on to the other processes of its router and to its peers.
 //!
 //! An order counts for seconds only, so the process that gave it must renew it: if that process
 //! dies, nobody stays held. At most one switchover of a cluster runs at a time.
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::generations::{Answer, RequestKind};
+use super::paused::PausedRoutes;
 use super::registry::{Activity, Phase, Registry, SessionEntry, SessionKind};
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
 use crate::cluster::{ClusterHandle, LeaveToken};
@@ -33,6 +34,11 @@ pub enum HoldRequest {
         /// The cluster's system identifier.
         cluster: u64,
         token: LeaveToken,
+    },
+    /// Pause a route for so long. 0: its pause is over.
+    Pause {
+        route: String,
+        lasts_ms: u32,
     },
 }
 
@@ -65,6 +71,8 @@ pub enum HoldRefusal {
     UnknownCluster,
     #[error("its cluster has no such member")]
     UnknownMember,
+    #[error("it has no such route")]
+    UnknownRoute,
     #[error("too many requests wait there")]
     Busy,
     #[error("its release does not know the request")]
@@ -167,13 +175,23 @@ pub struct Holds {
 struct Known {
     clusters: Vec<ClusterHandle>,
     movable: BTreeSet<Arc<str>>,
+    routes: BTreeSet<Arc<str>>,
 }
 
 impl Holds {
-    /// The clusters of the configuration, and the routes whose sessions can go on with another
-    /// server.
-    pub fn replace(&self, clusters: Vec<ClusterHandle>, movable: BTreeSet<Arc<str>>) {
-        self.known.store(Arc::new(Known { clusters, movable }));
+    /// The clusters and routes of the configuration, and the routes whose sessions can go on with
+    /// another server.
+    pub fn replace(
+        &self,
+        clusters: Vec<ClusterHandle>,
+        routes: BTreeSet<Arc<str>>,
+        movable: BTreeSet<Arc<str>>,
+    ) {
+        self.known.store(Arc::new(Known {
+            clusters,
+            movable,
+            routes,
+        }));
     }
 
     /// The cluster with this name.
@@ -184,10 +202,11 @@ impl Holds {
     }
 
     /// Carries out a request of another process, or of this one.
-    pub fn carry_out(&self, registry: &Registry, request: &HoldRequest) -> HoldAnswer {
+    fn carry_out(&self, registry: &Registry, paused: &PausedRoutes, request: &HoldRequest) -> HoldAnswer {
         let done = match request {
             HoldRequest::Hold(order) => self.hold(registry, order, Instant::now()),
             HoldRequest::Release { cluster, token } => self.release(*cluster, *token),
+            HoldRequest::Pause { route, lasts_ms } => self.pause(registry, paused, route, *lasts_ms),
         };
         match done {
             Ok(activity) => HoldAnswer::Done(activity),
@@ -238,6 +257,38 @@ impl Holds {
         Ok(())
     }
 
+    fn pause(
+        &self,
+        registry: &Registry,
+        paused: &PausedRoutes,
+        route: &str,
+        lasts_ms: u32,
+    ) -> Result<MemberActivity, HoldRefusal> {
+        if lasts_ms == 0 {
+            paused.unpause(route);
+        } else {
+            if !self.known.load().routes.contains(route) {
+                return Err(HoldRefusal::UnknownRoute);
+            }
+            let until = Instant::now() + Duration::from_millis(lasts_ms.into());
+            if !paused.pause(route, until) {
+                return Err(HoldRefusal::Busy);
+            }
+        }
+        let open = |entry: &&Arc<SessionEntry>| {
+            *entry.origin.route == *route
+                && entry.origin.kind == SessionKind::Ordinary
+                && entry.activity() != Activity::Idle
+                // A client that waits has nothing open.
+                && entry.placement().is_some()
+        };
+        let open = registry.sessions().iter().filter(open).count();
+        Ok(MemberActivity {
+            transactions: u32::try_from(open).unwrap_or(u32::MAX),
+            ..MemberActivity::default()
+        })
+    }
+
     fn release(&self, cluster: u64, token: LeaveToken) -> Result<MemberActivity, HoldRefusal> {
         let mut running = self.switchovers.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, (running, _)| *running != token);
@@ -250,10 +301,16 @@ impl Holds {
 }
 
 impl Shared {
+    /// Carries out a request at this process.
+    pub fn carry_out_here(&self, request: &HoldRequest) -> HoldAnswer {
+        let paused = self.occupancy.paused_routes();
+        self.holds.carry_out(&self.registry, paused, request)
+    }
+
     /// Carries out a request at this process and at the others of this router. Also returns a
     /// sentence for each process that does not follow.
     pub async fn carry_out(&self, request: &HoldRequest) -> (HoldAnswer, Vec<String>) {
-        let own = self.holds.carry_out(&self.registry, request);
+        let own = self.carry_out_here(request);
         let HoldAnswer::Done(mut all) = own else {
             return (own, Vec::new());
         };
@@ -263,6 +320,7 @@ impl Shared {
         let kind = match request {
             HoldRequest::Hold(_) => RequestKind::Hold,
             HoldRequest::Release { .. } => RequestKind::Release,
+            HoldRequest::Pause { .. } => RequestKind::Pause,
         };
         let body = serde_json::to_vec(request).unwrap_or_default();
         let mut missing = Vec::new();
@@ -275,7 +333,9 @@ impl Shared {
             match said {
                 Ok(HoldAnswer::Done(activity)) => all = all.and(activity),
                 // It has no sessions there.
-                Ok(HoldAnswer::Refused(HoldRefusal::UnknownCluster | HoldRefusal::UnknownMember)) => {}
+                Ok(HoldAnswer::Refused(
+                    HoldRefusal::UnknownCluster | HoldRefusal::UnknownMember | HoldRefusal::UnknownRoute,
+                )) => {}
                 Ok(HoldAnswer::Refused(refusal)) => missing.push(heard.missing(&refusal)),
                 Err(error) => missing.push(heard.missing(&error)),
             }
@@ -342,6 +402,10 @@ mod tests {
             HoldRequest::Release {
                 cluster: 7,
                 token: LeaveToken([1, 2]),
+            },
+            HoldRequest::Pause {
+                route: "rw".to_owned(),
+                lasts_ms: 7,
             },
         ] {
             let text = serde_json::to_vec(&request).unwrap();

@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::cluster::postgres::{Options as ServerOptions, Postgres};
-use crate::cluster::{Cluster, Options, Router, eventually, fresh_address, output, pause, secret};
+use crate::cluster::{Cluster, Options, Router, eventually, fresh_address, output, pause, secret, succeed};
 use crate::hand::{Raw, V3_0, message};
 
 const TOKEN: &str = "a-token-of-24-characters";
 const POOLED: &str = "routes:\n  read-write: {targets: [leader], pool: {mode: transaction, max_connections: 3}}\n  \
-                      read-only: {targets: [replica, leader]}\n";
+                      read-only: {targets: [replica]}\n";
 
 fn trunkline(router: &Router, arguments: &[&str]) -> Output {
     output(
@@ -306,9 +306,104 @@ fn what_patroni_says_to_a_switchover_decides_whether_clients_wait() {
         "{text}"
     );
     assert_eq!(client.value("SELECT 4"), "4");
+    // Ctrl-C undoes it, as long as Patroni has not been asked.
+    fake.set(Some(200));
+    let mut busy = session(&router);
+    send(&mut busy, "BEGIN");
+    assert_eq!(answer(&mut busy), "CZ");
+    let command = Command::new(env!("CARGO_BIN_EXE_trunkline"))
+        .args(["switchover", "--yes", "--grace", "20s", "-c"])
+        .arg(router.dir().join("trunkline.yaml"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    send(&mut client, "SELECT 5");
+    let held = || {
+        router
+            .http("/api/v1/members")
+            .unwrap()
+            .1
+            .contains("about to be stopped")
+    };
+    eventually("the leader's clients are held", Duration::from_secs(20), held);
+    send(&mut client, "SELECT 5");
+    eventually("the client waits", Duration::from_secs(5), || {
+        waiting(&router) == 1
+    });
+    succeed(Command::new("kill").args(["-s", "INT", &command.id().to_string()]));
+    let said = command.wait_with_output().unwrap();
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(
+        !said.status.success() && text.contains("nothing was changed: an operator has ended it"),
+        "{text}"
+    );
+    assert!(fake.asked.lock().unwrap().is_empty());
+    for _ in 0..2 {
+        assert_eq!(answer(&mut client), "TDCZ");
+    }
+    send(&mut busy, "COMMIT");
+    assert_eq!(answer(&mut busy), "CZ");
     // Not confirmed: nothing is asked.
     fake.set(Some(200));
     let said = trunkline(&router, &["switchover"]);
     assert!(!said.status.success());
     assert!(fake.asked.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_paused_route_lets_its_clients_wait_also_after_a_restart() {
+    let server = Postgres::start(&ServerOptions::default());
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state.json");
+    let options = || Options {
+        clusters: Some(server.yaml()),
+        address: Some(fresh_address()),
+        http: format!("token_file: {}", secret(dir.path(), "token", TOKEN).display()),
+        extra: format!("state_file: {}\n{POOLED}", state.display()),
+        ..Options::default()
+    };
+    let mut router = Router::launch(None, options());
+    router.await_read_write();
+    let (mut busy, mut idle) = (session(&router), session(&router));
+    send(&mut busy, "BEGIN");
+    assert_eq!(answer(&mut busy), "CZ");
+    let said = trunkline(&router, &["pause", "read-write", "--wait", "300ms"]);
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(!said.status.success(), "{text}");
+    assert!(
+        text.contains("1 transaction is still open") && text.contains("idle in transaction"),
+        "{text}"
+    );
+    send(&mut idle, "SELECT 3");
+    eventually("the other client waits", Duration::from_secs(10), || {
+        waiting(&router) == 1
+    });
+    assert_eq!(busy.value("SELECT 2"), "2");
+    send(&mut busy, "COMMIT");
+    assert_eq!(answer(&mut busy), "CZ");
+    let said = trunkline(&router, &["pause", "read-write"]);
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let routes = String::from_utf8(trunkline(&router, &["routes"]).stdout).unwrap();
+    assert!(routes.contains("enabled, paused (29"), "{routes}");
+    assert!((router.metric("trunkline_route_paused{route=\"read-write\"}") - 1.0).abs() < 0.1);
+    let said = trunkline(&router, &["unpause", "read-write"]);
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert_eq!(answer(&mut idle), "TDCZ");
+    let unknown = trunkline(&router, &["pause", "nowhere"]);
+    assert!(!unknown.status.success());
+
+    let said = trunkline(&router, &["pause", "read-write"]);
+    assert!(said.status.success());
+    eventually("the pause is kept", Duration::from_secs(10), || {
+        std::fs::read_to_string(&state).is_ok_and(|text| text.contains("paused_routes"))
+    });
+    router.signal("KILL");
+    router.await_exit(Duration::from_secs(10));
+    let router = Router::launch(None, options());
+    router.await_log(&["the route is paused for", "as before"]);
+    assert!((router.metric("trunkline_route_paused{route=\"read-write\"}") - 1.0).abs() < 0.1);
+    assert!(trunkline(&router, &["unpause", "read-write"]).status.success());
+    router.await_read_write();
+    assert_eq!(session(&router).value("SELECT 4"), "4");
 }

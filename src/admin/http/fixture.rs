@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 #![cfg_attr(fuzzing, allow(dead_code, reason = "for tests"))]
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::holding::{
-    HoldOperations, StopReport, SwitchoverPlan, SwitchoverRequest, SwitchoverStatus,
+    HoldOperations, PauseReport, PauseRequest, StopReport, SwitchoverPlan, SwitchoverRequest,
+    SwitchoverStatus,
 };
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
@@ -59,7 +61,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
         state: "streaming".into(),
         timeline: Some(3),
         lag: Some(0),
-        tags: std::collections::BTreeMap::new(),
+        tags: BTreeMap::new(),
         health: Health {
             up: true,
             streak: 2,
@@ -256,6 +258,30 @@ impl HoldOperations for NothingHeld {
 
     fn abort_switchover(&self) -> Result<(), String> {
         Err("no switchover runs".to_owned())
+    }
+
+    fn pause<'a>(
+        &'a self,
+        route: &'a str,
+        pause: &'a PauseRequest,
+    ) -> BoxFuture<'a, Result<PauseReport, String>> {
+        self.told.lock().unwrap().push(format!("pause {route} {pause:?}"));
+        let report = PauseReport {
+            route: route.to_owned(),
+            open: 0,
+            waited_ms: 7,
+            missing: Vec::new(),
+        };
+        ready(Ok(report)).boxed()
+    }
+
+    fn unpause<'a>(&'a self, route: &'a str, _: bool) -> BoxFuture<'a, Result<PauseReport, String>> {
+        self.told.lock().unwrap().push(format!("unpause {route}"));
+        ready(Err("the route is not paused".to_owned())).boxed()
+    }
+
+    fn paused(&self) -> BTreeMap<String, Duration> {
+        BTreeMap::new()
     }
 }
 

@@ -9,17 +9,21 @@ use axum::extract::rejection::PathRejection;
 use axum::http::{StatusCode, Uri};
 use serde_json::{Map, Value, json};
 
-use super::super::holding::SwitchoverRequest;
+use super::super::handles::ClusterView;
+use super::super::holding::{PauseRequest, SwitchoverRequest};
 use super::answer::JsonAnswer;
 use super::api::{object, shown_caller};
 use super::app::{App, Params, Subject};
 use super::guard::Caller;
+use super::routes;
 use crate::cluster::snapshot::MemberName;
 use crate::events::OperatorEvent;
 
 /// The longest grace, in milliseconds: a hold does not last longer.
 const MAX_GRACE_MS: u64 = 30_000;
 const DEFAULT_GRACE_MS: u64 = 5000;
+/// The longest pause.
+const MAX_PAUSE_MS: u64 = 3_600_000;
 /// A third of the longest hold is for Patroni.
 const MAX_SWITCHOVER_GRACE_MS: u64 = 20_000;
 
@@ -155,6 +159,58 @@ pub(super) async fn administer_switchover(
         });
     }
     JsonAnswer::json(StatusCode::OK, &plan)
+}
+
+/// `POST /api/v1/routes/NAME/pause`, `/unpause`; other actions are not about holds.
+pub(super) async fn administer_route(
+    app: &App,
+    caller: Option<Extension<Caller>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    body: Body,
+) -> JsonAnswer {
+    let is_pause = match &path {
+        Ok(Path((_, action))) if action == "pause" => true,
+        Ok(Path((_, action))) if action == "unpause" => false,
+        _ => return routes::administer(app, caller, path).await,
+    };
+    let route = path.map(|Path((route, _))| route).unwrap_or_default();
+    let body = match object(body).await {
+        Ok(body) => body,
+        Err(answer) => return answer,
+    };
+    let request = serde_json::from_value::<PauseRequest>(Value::Object(body));
+    let limits = |request: &PauseRequest| {
+        request.wait_ms.is_none_or(|wait| wait <= MAX_PAUSE_MS)
+            && request
+                .timeout_ms
+                .is_none_or(|lasts| (1..=MAX_PAUSE_MS).contains(&lasts))
+    };
+    let Some(request) = request.ok().filter(limits) else {
+        return JsonAnswer::problem(
+            StatusCode::BAD_REQUEST,
+            "the body does not say how to pause the route",
+            "send {\"wait_ms\": 30000, \"timeout_ms\": 300000, \"all_peers\": false}; times are up to 3600000",
+        );
+    };
+    let handles = &app.handles;
+    let mut known = handles.clusters.iter().flat_map(ClusterView::routes);
+    if is_pause && !known.any(|known| *known.name == *route) {
+        return routes::no_route();
+    }
+    let by = shown_caller(caller);
+    let done = if is_pause {
+        let done = handles.holding.pause(&route, &request).await;
+        handles.events.emit(OperatorEvent::RoutePaused { route, by });
+        done
+    } else {
+        let done = handles.holding.unpause(&route, request.all_peers).await;
+        handles.events.emit(OperatorEvent::RouteUnpaused { route, by });
+        done
+    };
+    match done {
+        Ok(report) => JsonAnswer::json(StatusCode::OK, &report),
+        Err(error) => JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &error, ""),
+    }
 }
 
 fn grace(body: &Map<String, Value>) -> Option<Duration> {

@@ -156,8 +156,8 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
         .route(
             "/api/v1/routes/{name}/{action}",
             post(
-                async |State(app): Shared, caller: CalledBy, path: Name<(String, String)>| {
-                    routes::administer(&app, caller, path).await
+                async |State(app): Shared, caller: CalledBy, path: Name<(String, String)>, body: Body| {
+                    holding::administer_route(&app, caller, path, body).await
                 },
             ),
         )

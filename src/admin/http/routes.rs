@@ -1,5 +1,7 @@
 //! `/api/v1/routes`: the routes, and which of them get new sessions.
 
+use std::time::Duration;
+
 use axum::Extension;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
@@ -37,7 +39,19 @@ fn all(app: &App) -> Vec<RouteView> {
             all.push(RouteView::absent(name, true, sessions(name)));
         }
     }
+    let paused = handles.holding.paused();
+    for route in &mut all {
+        route.paused_s = paused.get(&route.name).map(Duration::as_secs);
+    }
     all
+}
+
+pub(super) fn no_route() -> JsonAnswer {
+    JsonAnswer::problem(
+        StatusCode::NOT_FOUND,
+        "no listener has a route of this name",
+        "`trunkline routes` (GET /api/v1/routes) shows the names",
+    )
 }
 
 /// `POST /api/v1/routes/NAME/disable`, `POST /api/v1/routes/NAME/enable`
@@ -56,18 +70,14 @@ pub(super) async fn administer(
             return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
                 "there is no such action",
-                "there is: disable, enable",
+                "there is: disable, enable, pause, unpause",
             );
         }
     };
     let handles = &app.handles;
     let mut known = handles.clusters.iter().flat_map(ClusterView::routes);
     if !known.any(|route| *route.name == *name) && !handles.disabled_routes.has(&name) {
-        return JsonAnswer::problem(
-            StatusCode::NOT_FOUND,
-            "no listener has a route of this name",
-            "`trunkline routes` (GET /api/v1/routes) shows the names",
-        );
+        return no_route();
     }
     if let Err(busy) = handles.operations.disable_route(&name, is_disabled) {
         return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");

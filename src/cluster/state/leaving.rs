@@ -1,8 +1,8 @@
 //! Members whose server is about to be stopped, by an order.
 //!
-//! An order ends at its time limit, and before that when its purpose is fulfilled: another member is
-//! the verified leader, or the server has been stopped and runs again. An order that has ended in
-//! this way stays ended, however often it is renewed.
+//! An order ends at its time limit, and before that when its purpose is fulfilled: another member
+//! is the verified leader, or the server has been stopped and runs again. An order that has ended
+//! in this way stays ended, however often it is renewed.
 
 use std::collections::HashMap;
 

@@ -1,6 +1,7 @@
 //! The peer channel: routers in front of the same cluster ask each other which of them has a cancel
-//! request's session, and to hold the clients of a member that is about to be stopped. Over a PostgreSQL port, authenticated and sealed with the peers' secret, one
-//! conversation with each peer, one hop.
+//! request's session, and to hold the clients of a member that is about to be stopped. Over a
+//! PostgreSQL port, authenticated and sealed with the peers' secret, one hop. There is one
+//! conversation with each peer for cancel requests, and one for the orders of a switchover.
 //!
 //! The places for cancel requests whose session may be elsewhere limit how much is asked; one
 //! address has half of them. Many keys go into one question, so keys that are made up cost the

@@ -152,7 +152,6 @@ impl Desk {
                 );
                 Answer::UnknownKind
             }
-            Ok(RequestKind::Pause) => Answer::Unsupported,
             Ok(RequestKind::Cancel) => return self.reply_cancel(stream, body).await,
             Ok(kind) => match self.place(kind) {
                 Some(_place) => self.responder.order(kind, body),

@@ -56,7 +56,7 @@ pub enum RequestKind {
     Hold,
     /// End a hold.
     Release,
-    /// Hold the requests of a whole cluster. Reserved.
+    /// Pause a route, or end that.
     Pause,
     /// List the pools.
     Pools,
@@ -121,8 +121,8 @@ impl RequestKind {
             Self::Kill => (KIB, 16 * KIB, 16, 2),
             Self::Pools => (KIB, 4 * MIB, 2, 2),
             // A switchover may ask while a member's `before-stop` does.
-            Self::Member | Self::Hold | Self::Release => (4 * KIB, KIB, 16, 2),
-            Self::Close | Self::Pause | Self::Reconnect => (4 * KIB, KIB, 4, 2),
+            Self::Member | Self::Hold | Self::Release | Self::Pause => (4 * KIB, KIB, 16, 2),
+            Self::Close | Self::Reconnect => (4 * KIB, KIB, 4, 2),
         };
         Limits {
             request_bytes,

@@ -142,7 +142,6 @@ async fn every_kind_is_carried_out_or_refused_by_name() {
     assert_eq!(kill(br#"{"id":1}"#).await, Answer::Done(b"{}".to_vec()));
     assert_eq!(kill(br#"{"id":2}"#).await, Answer::NotFound);
     for (kind, why) in [
-        (RequestKind::Pause, "does not support the request"),
         (RequestKind::Close, "makes no sense"),
         (RequestKind::Member, "it says: it serves"),
         (RequestKind::Totals, "the answer is too long"),

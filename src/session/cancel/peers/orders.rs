@@ -1,6 +1,7 @@
 //! Orders for all peers: to hold the clients of a member. Each peer has a conversation for them,
 //! which lasts as long as the order, so that an order waits for no cancel request.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,15 +9,16 @@ use bytes::BytesMut;
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Peers;
 use super::codec::{Asking, PeerKey, Reply};
 use super::line::{Line, described, open};
+use crate::names;
 use crate::session::holds::{HoldAnswer, HoldRequest};
 
 /// Time limit for a peer's answer. An order counts for longer than that.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A conversation with each peer, opened when there is something to ask.
 #[derive(Debug)]
@@ -37,9 +39,11 @@ struct OrderLine {
 }
 
 impl Peers {
-    /// Where they are.
-    pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        self.lines.iter().map(|line| &*line.peer().host)
+    /// Where they are, as far as the name service says it in time.
+    pub async fn addresses(&self, deadline: Instant) -> Vec<IpAddr> {
+        let hosts = self.lines.iter().map(|line| &*line.peer().host);
+        let found = join_all(hosts.map(|host| names::addresses(host, deadline))).await;
+        found.into_iter().flatten().flatten().collect()
     }
 
     pub fn orders(&self) -> PeerOrders {
@@ -66,8 +70,8 @@ impl PeerOrders {
         self.peers.len() < before
     }
 
-    /// Asks all peers at once, each for [`PATIENCE`] at most. Not cancel safe: a peer whose answer is
-    /// not awaited is asked in a new conversation the next time.
+    /// Asks all peers at once, each for [`PATIENCE`] at most. Not cancel safe: a peer whose answer
+    /// is not awaited is asked in a new conversation the next time.
     pub async fn ask(&mut self, request: &HoldRequest) -> Vec<PeerAnswer> {
         let key = &self.key;
         let asked = self.peers.iter_mut().map(async |(line, kept)| {

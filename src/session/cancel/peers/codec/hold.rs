@@ -1,8 +1,10 @@
 //! Questions about holds, and their answers, before they are sealed.
 //!
 //! ```text
-//! question   kind number:4 action:1 cluster:8 token:16 [lasts_ms:4 is_switchover:1 length:2 member]
-//! answer     kind number:4 status:1 [flags:1 and five counts of 4]
+//! question  kind number:4 hold:1 cluster:8 token:16 lasts_ms:4 is_switchover:1 length:2 member
+//!           kind number:4 release:1 cluster:8 token:16
+//!           kind number:4 pause:1 lasts_ms:4 length:2 route
+//! answer    kind number:4 status:1 [flags:1 and five counts of 4]
 //! ```
 //!
 //! An action that this release does not know is read as far as its number, and answered with the
@@ -17,6 +19,7 @@ use crate::session::holds::{HoldAnswer, HoldOrder, HoldRefusal, HoldRequest, MAX
 
 const HOLD: u8 = 1;
 const RELEASE: u8 = 2;
+const PAUSE: u8 = 3;
 const DONE: u8 = 0;
 const IS_LEADER: u8 = 1;
 const IS_LEAVING: u8 = 2;
@@ -24,12 +27,13 @@ const IS_REPLACED: u8 = 4;
 /// The largest question, without padding.
 pub(super) const MOST_HOLD: usize = 1 + 4 + 1 + 8 + 16 + 4 + 1 + 2 + MAX_NAME;
 
-const REFUSALS: [(HoldRefusal, u8); 5] = [
+const REFUSALS: [(HoldRefusal, u8); 6] = [
     (HoldRefusal::SwitchoverRuns, 1),
     (HoldRefusal::UnknownCluster, 2),
     (HoldRefusal::UnknownMember, 3),
     (HoldRefusal::Busy, 4),
     (HoldRefusal::Unsupported, 5),
+    (HoldRefusal::UnknownRoute, 6),
 ];
 
 pub(super) fn encode_question(number: u32, request: &HoldRequest) -> Zeroizing<Vec<u8>> {
@@ -38,6 +42,12 @@ pub(super) fn encode_question(number: u32, request: &HoldRequest) -> Zeroizing<V
     let (action, cluster, token) = match request {
         HoldRequest::Hold(order) => (HOLD, order.cluster, order.token),
         HoldRequest::Release { cluster, token } => (RELEASE, *cluster, *token),
+        HoldRequest::Pause { route, lasts_ms } => {
+            body.push(PAUSE);
+            body.extend_from_slice(&lasts_ms.to_be_bytes());
+            put_name(&mut body, route);
+            return body;
+        }
     };
     body.push(action);
     body.extend_from_slice(&cluster.to_be_bytes());
@@ -47,13 +57,28 @@ pub(super) fn encode_question(number: u32, request: &HoldRequest) -> Zeroizing<V
     if let HoldRequest::Hold(order) = request {
         body.extend_from_slice(&order.lasts_ms.to_be_bytes());
         body.push(u8::from(order.is_switchover));
-        // A longer name is a member that the other router does not have.
-        let name = order.member.as_bytes();
-        let name = &name[..name.len().min(MAX_NAME)];
-        body.extend_from_slice(&u16::try_from(name.len()).unwrap_or(0).to_be_bytes());
-        body.extend_from_slice(name);
+        put_name(&mut body, &order.member);
     }
     body
+}
+
+/// A longer name is one that the other router does not have.
+fn put_name(body: &mut Vec<u8>, name: &str) {
+    let name = &name.as_bytes()[..name.floor_char_boundary(MAX_NAME)];
+    body.extend_from_slice(&u16::try_from(name.len()).unwrap_or(0).to_be_bytes());
+    body.extend_from_slice(name);
+}
+
+/// The name at the end of a question.
+fn take_name(mut rest: &[u8]) -> Result<String, PeerError> {
+    let length = usize::from(u16::from_be_bytes(take(&mut rest)?));
+    let (name, behind) = rest.split_at_checked(length).ok_or(PeerError::Malformed)?;
+    if length > MAX_NAME {
+        return Err(PeerError::Malformed);
+    }
+    nothing_but_zeros(behind)?;
+    let name = std::str::from_utf8(name).map_err(|_| PeerError::Malformed)?;
+    Ok(name.to_owned())
 }
 
 /// Behind the kind. Without a request: its action is not known.
@@ -61,6 +86,11 @@ pub(super) fn decode_question(body: &[u8]) -> Result<(u32, Option<HoldRequest>),
     let mut rest = body;
     let number = u32::from_be_bytes(take(&mut rest)?);
     let [action] = take(&mut rest)?;
+    if action == PAUSE {
+        let lasts_ms = u32::from_be_bytes(take(&mut rest)?);
+        let route = take_name(rest)?;
+        return Ok((number, Some(HoldRequest::Pause { route, lasts_ms })));
+    }
     if action != HOLD && action != RELEASE {
         return Ok((number, None));
     }
@@ -79,16 +109,9 @@ pub(super) fn decode_question(body: &[u8]) -> Result<(u32, Option<HoldRequest>),
         [1] => true,
         _ => return Err(PeerError::Malformed),
     };
-    let length = usize::from(u16::from_be_bytes(take(&mut rest)?));
-    let (name, behind) = rest.split_at_checked(length).ok_or(PeerError::Malformed)?;
-    if length > MAX_NAME {
-        return Err(PeerError::Malformed);
-    }
-    nothing_but_zeros(behind)?;
-    let member = std::str::from_utf8(name).map_err(|_| PeerError::Malformed)?;
     let order = HoldOrder {
         cluster,
-        member: member.to_owned(),
+        member: take_name(rest)?,
         token,
         lasts_ms,
         is_switchover,
@@ -160,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    fn refusals() -> [HoldAnswer; 5] {
+    fn refusals() -> [HoldAnswer; 6] {
         REFUSALS.map(|(refusal, _)| HoldAnswer::Refused(refusal))
     }
 
@@ -181,7 +204,7 @@ mod tests {
     #[test]
     fn an_action_of_a_later_release_is_told_from_a_broken_question() {
         assert_eq!(
-            decode_question(b"\0\0\0\x07\x03words of a later release"),
+            decode_question(b"\0\0\0\x07\x09words of a later release"),
             Ok((7, None))
         );
         assert_eq!(decode_question(b"\0\0\0\x07"), Err(PeerError::Malformed));
@@ -195,8 +218,9 @@ mod tests {
             lasts_ms: u32, is_switchover: bool, member in "[a-zß]{0,100}",
         ) {
             let token = LeaveToken([one, other]);
+            let pause = HoldRequest::Pause { route: member.clone(), lasts_ms };
             let order = HoldOrder { cluster, member, token, lasts_ms, is_switchover };
-            for request in [HoldRequest::Hold(order), HoldRequest::Release { cluster, token }] {
+            for request in [HoldRequest::Hold(order), HoldRequest::Release { cluster, token }, pause] {
                 let body = encode_question(number, &request);
                 prop_assert!(body.len() <= MOST_HOLD);
                 prop_assert_eq!(body[0], 2);
