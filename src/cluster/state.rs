@@ -252,7 +252,7 @@ impl State {
                 self.weights.remove(&member);
             }
             Observation::Leaving { member, token, until } => {
-                self.leaving.order(member, token, until);
+                self.leaving.order(member, token, until, now);
                 // Its end is to be seen soon.
                 self.hint(now, AFTER_HINT);
             }

@@ -27,7 +27,7 @@ use crate::cluster::switchover::{self, LeaderAccess, SwitchoverRight};
 use crate::cluster::{ClusterHandle, LeaveToken};
 use crate::events::Events;
 use crate::session::Shared;
-use crate::session::holds::{HoldOrder, HoldRefusal, HoldRequest, MAX_HOLD};
+use crate::session::holds::{HoldOrder, HoldRefusal, HoldRequest};
 use crate::session::peers::PeerOrders;
 
 /// How long a stop may be delayed where Patroni does not say its times.
@@ -87,6 +87,7 @@ impl HoldingRouter {
         let identifier = snapshot.system_identifier.ok_or_else(|| {
             format!("the router does not know the system identifier of cluster {cluster} yet")
         })?;
+        let longest = RunningHold::longest(snapshot.patience);
         let peers = self.shared.peers.load_full();
         Ok(RunningHold {
             shared: Arc::clone(&self.shared),
@@ -98,7 +99,8 @@ impl HoldingRouter {
                 lasts_ms: 0,
                 is_switchover,
             },
-            until: Instant::now() + MAX_HOLD,
+            until: Instant::now() + longest,
+            longest,
         })
     }
 

@@ -14,6 +14,8 @@ use crate::session::peers::PeerOrders;
 pub(super) const RENEWAL: Duration = Duration::from_secs(1);
 /// For how long an order counts if it is not renewed: longer than a renewal may take.
 const LEASE: Duration = Duration::from_secs(4);
+/// Between the end of an order and the end of the clients' patience.
+const MARGIN: Duration = Duration::from_secs(3);
 /// Between two looks at the transactions that are open.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
@@ -23,6 +25,7 @@ pub(super) struct RunningHold {
     pub(super) peers: Option<PeerOrders>,
     pub(super) order: HoldOrder,
     pub(super) until: Instant,
+    pub(super) longest: Duration,
 }
 
 /// What everybody answers to an order.
@@ -100,11 +103,17 @@ impl Round {
 impl RunningHold {
     /// Its time begins now.
     pub(super) fn begin(&mut self) {
-        self.until = Instant::now() + MAX_HOLD;
+        self.until = Instant::now() + self.longest;
     }
 
     pub(super) fn until(&self) -> Instant {
         self.until
+    }
+
+    /// How long an order lasts: less than clients are held where the configuration says nothing
+    /// else (`patience` of the cluster), so that they go on and get no error.
+    pub(super) fn longest(patience: Option<Duration>) -> Duration {
+        patience.map_or(MAX_HOLD, |patience| patience.saturating_sub(MARGIN).min(MAX_HOLD))
     }
 
     /// Gives the order, or renews it. The answers of this router and its peers come at the same
@@ -169,7 +178,7 @@ impl RunningHold {
         loop {
             let next = Instant::now() + RENEWAL;
             if next >= self.until {
-                warn!(%member, "the member was not stopped, or nothing replaced it, within {} s: its clients go on", MAX_HOLD.as_secs());
+                warn!(%member, "the member was not stopped, or nothing replaced it, within {} s: its clients go on", self.longest.as_secs());
                 return;
             }
             if self.renew().await.is_over() {

@@ -20,7 +20,6 @@ use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, Member, MemberName};
 use crate::cluster::switchover::{LeaderAccess, SwitchoverReply};
 use crate::events::{Events, OperatorEvent};
-use crate::session::holds::MAX_HOLD;
 
 /// Time for open transactions where the operator gives none.
 pub(super) const DEFAULT_GRACE: Duration = Duration::from_secs(10);
@@ -161,7 +160,7 @@ impl Switchover {
             }
             Watched::TimeIsOver => {
                 let leader = &self.leader.name;
-                let seconds = MAX_HOLD.as_secs();
+                let seconds = self.hold.longest.as_secs();
                 let step = match &self.cluster.snapshot().leader {
                     Leader::Verified { .. } => {
                         format!("{leader} is still the leader after {seconds} s: its clients go on")
@@ -250,7 +249,7 @@ impl Switchover {
                     }
                 }
                 Ok(()) = snapshots.changed() => {}
-                () = sleep_until(next) => {
+                () = sleep_until(next.min(self.hold.until())) => {
                     next = Instant::now() + RENEWAL;
                     self.hold.renew().await;
                 }

@@ -292,9 +292,9 @@ fn what_patroni_says_to_a_switchover_decides_whether_clients_wait() {
         let text = String::from_utf8(commands.stdout).unwrap();
         assert!(!commands.status.success(), "{text}");
         assert!(text.contains("nobody knows whether it switches over"), "{text}");
-        let still = format!("{leader} is still the leader after 30 s");
+        let still = format!("{leader} is still the leader after ");
         assert!(text.contains(&still), "{text}");
-        assert!(began.elapsed() >= Duration::from_secs(28), "{text}");
+        assert!(began.elapsed() >= Duration::from_secs(20), "{text}");
         assert_eq!(answer(&mut client), "TDCZ");
     }
     // The answer is yes, and another member never leads: it counts what the router sees.

@@ -471,7 +471,7 @@ async fn a_route_is_disabled_and_enabled_by_name() {
         routes[0],
         json!({
             "name": "read-write", "cluster": "main", "access": "read-write", "admin": "enabled", "pool": "off",
-            "members": ["db1"], "sessions": 1
+            "paused_s": null, "members": ["db1"], "sessions": 1
         })
     );
     assert_eq!(routes[1]["name"], "read-only");

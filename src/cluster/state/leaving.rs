@@ -2,9 +2,11 @@
 //!
 //! An order ends at its time limit, and before that when its purpose is fulfilled: another member
 //! is the verified leader, or the server has been stopped and runs again. An order that has ended
-//! in this way stays ended, however often it is renewed.
+//! in this way stays ended, however often it is renewed, and no order lasts longer than
+//! [`LONGEST`]: other routers give orders, too.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -15,6 +17,8 @@ use crate::cluster::snapshot::{Leader, MemberName};
 
 /// Orders at once. Further ones are ignored.
 const MAX_ORDERS: usize = 64;
+/// The longest time of one order, with its renewals.
+const LONGEST: Duration = Duration::from_secs(35);
 
 /// Which order it is. Whoever gives the order draws it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -33,6 +37,9 @@ pub(super) struct LeavingMembers(HashMap<LeaveToken, LeaveOrder>);
 #[derive(Debug)]
 struct LeaveOrder {
     member: MemberName,
+    since: Instant,
+    /// When it was last renewed.
+    renewed: Instant,
     until: Instant,
     /// It has been the verified leader since the order.
     was_leader: bool,
@@ -43,23 +50,26 @@ struct LeaveOrder {
 
 impl LeavingMembers {
     /// Whether a member is about to be stopped.
-    pub(super) fn contains(&self, member: &MemberName) -> bool {
+    pub(super) fn contains(&self, member: &MemberName, now: Instant) -> bool {
         let mut orders = self.0.values();
-        orders.any(|order| order.member == *member && !order.is_fulfilled)
+        orders.any(|order| order.member == *member && !order.is_fulfilled && order.until > now)
     }
 
-    pub(super) fn order(&mut self, member: MemberName, token: LeaveToken, until: Instant) {
+    pub(super) fn order(&mut self, member: MemberName, token: LeaveToken, until: Instant, now: Instant) {
         if self.0.len() >= MAX_ORDERS && !self.0.contains_key(&token) {
             return;
         }
         let order = self.0.entry(token).or_insert(LeaveOrder {
             member,
+            since: now,
+            renewed: now,
             until,
             was_leader: false,
             has_stopped: false,
             is_fulfilled: false,
         });
-        order.until = until;
+        order.renewed = now;
+        order.until = until.min(order.since + LONGEST);
     }
 
     pub(super) fn end(&mut self, token: LeaveToken) {
@@ -77,7 +87,8 @@ impl State {
             Leader::Verified { member, .. } => Some(member),
             Leader::None(_) => None,
         };
-        self.leaving.0.retain(|_, order| order.until > now);
+        // One that is over is kept for a while, so that renewing does not begin it anew.
+        self.leaving.0.retain(|_, order| order.renewed + LONGEST > now);
         for order in self.leaving.0.values_mut() {
             order.was_leader |= leader == Some(&order.member);
             let is_replaced = order.was_leader && leader.is_some_and(|leader| *leader != order.member);

@@ -13,7 +13,7 @@ impl State {
         let (weight, zone) = share(&self.settings.placement, &listed.name, &listed.tags);
         let weight = self.weights.get(&listed.name).copied().unwrap_or(weight);
         Member {
-            leaving: self.leaving.contains(&listed.name),
+            leaving: self.leaving.contains(&listed.name, now),
             admin: self.admin.get(&listed.name).copied().unwrap_or_default(),
             identity: self.identity(member),
             health: member.health.clone(),
