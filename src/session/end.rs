@@ -3,6 +3,7 @@
 
 use bytes::BytesMut;
 
+use super::pool::state::Pins;
 use crate::cluster::snapshot::MemberName;
 use crate::labels::labels;
 use crate::routing::{EndReason, LeaveReason};
@@ -192,6 +193,10 @@ pub enum Cause {
     },
     /// The server closed the connection without an error.
     ServerGone,
+    /// As [`Self::ServerGone`]; the session had state on the connection that no other one has.
+    PinnedServerGone {
+        pins: Pins,
+    },
     /// The server closed the connection, and the router adds no error: the server had completed a
     /// replication stream; or, with `mode: tcp`, the router does not see whether a refused login or
     /// a Terminate came before.
@@ -268,8 +273,8 @@ impl From<Cause> for End {
 }
 
 /// Follows the reason in the message if the fate of a request is not known.
-const UNKNOWN: &str = "the outcome of the request under way is unknown";
-const CHECK: &str = "Check whether the statement took effect before you repeat it.";
+pub(super) const UNKNOWN: &str = "the outcome of the request under way is unknown";
+pub(super) const CHECK: &str = "Check whether the statement took effect before you repeat it.";
 const UNSYNCED: &str = "Statements executed since the last Sync may be committed or rolled back.";
 
 impl Fate {
@@ -286,7 +291,7 @@ impl End {
             Cause::ClientTerminated => EndLabel::ClientTerminated,
             Cause::ClientGone => EndLabel::ClientGone,
             Cause::ServerFatal { .. } => EndLabel::ServerFatal,
-            Cause::ServerGone => EndLabel::ServerGone,
+            Cause::ServerGone | Cause::PinnedServerGone { .. } => EndLabel::ServerGone,
             Cause::ServerClosed => EndLabel::ServerClosed,
             Cause::Ordered(reason) => reason.label(),
             Cause::ClientProtocol(_) => EndLabel::ClientProtocol,
@@ -311,6 +316,7 @@ impl End {
                 ),
             ) => self.fate.is_open(),
             Cause::ServerGone
+            | Cause::PinnedServerGone { .. }
             | Cause::Ordered(_)
             | Cause::ClientProtocol(_)
             | Cause::ServerProtocol(_)
@@ -323,7 +329,11 @@ impl End {
         self.fate.is_open()
             && matches!(
                 self.cause,
-                Cause::ServerGone | Cause::Ordered(_) | Cause::ClientProtocol(_) | Cause::ServerProtocol(_)
+                Cause::ServerGone
+                    | Cause::PinnedServerGone { .. }
+                    | Cause::Ordered(_)
+                    | Cause::ClientProtocol(_)
+                    | Cause::ServerProtocol(_)
             )
     }
 
@@ -358,6 +368,11 @@ impl End {
             Cause::ServerGone => (
                 SqlState::CONNECTION_FAILURE,
                 "the connection to the server was lost".to_owned(),
+                "Reconnect.",
+            ),
+            Cause::PinnedServerGone { pins } => (
+                SqlState::CONNECTION_FAILURE,
+                format!("the connection to the server was lost, and what the session had there ({pins})"),
                 "Reconnect.",
             ),
             Cause::ClientTerminated | Cause::ClientGone => (
@@ -405,6 +420,12 @@ impl std::fmt::Display for End {
             Cause::ClientGone => f.write_str("client closed the connection"),
             Cause::ServerFatal { code } => write!(f, "server ended the session with {code}"),
             Cause::ServerGone => f.write_str("connection to the server lost"),
+            Cause::PinnedServerGone { pins } => {
+                write!(
+                    f,
+                    "connection to the server lost, which the session needed ({pins})"
+                )
+            }
             Cause::ServerClosed => f.write_str("server closed the connection"),
             Cause::Ordered(reason) => reason.fmt(f),
             Cause::ClientProtocol(violation) => write!(f, "protocol violation by the client: {violation}"),

@@ -420,7 +420,7 @@ impl Collector for OffenderCollector {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::pool::metrics::{
-        CloseReason, DiscardReason, ExchangeKind, RefusedReason, STATEMENT_EVENTS, TimeLimit,
+        CloseReason, DiscardReason, ExchangeKind, Outcome, RefusedReason, STATEMENT_EVENTS, TimeLimit,
     };
     use super::super::pool::state::PinReason;
     use super::*;
@@ -503,6 +503,10 @@ mod tests {
         assert_eq!(
             sorted(ExchangeKind::ALL, ExchangeKind::label),
             in_row("trunkline_pool_exchanges_total", "kind")
+        );
+        assert_eq!(
+            sorted(Outcome::ALL, Outcome::label),
+            in_row("trunkline_pool_lost_total", "outcome")
         );
         assert_eq!(
             sorted(STATEMENT_EVENTS, |event| event),

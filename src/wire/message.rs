@@ -175,6 +175,11 @@ pub fn backend_key_data(out: &mut BytesMut, process_id: u32, key: &[u8]) {
     }
 }
 
+/// `C`: a command is done.
+pub fn command_complete(out: &mut BytesMut, tag: &str) {
+    put_frame(out, b'C', &[tag.as_bytes(), b"\0"].concat());
+}
+
 /// `Z`; `I`, `T` or `E`, as the server said it.
 pub fn ready_for_query(out: &mut BytesMut, status: u8) {
     match TransactionStatus::try_from(status) {

@@ -24,11 +24,13 @@
 //! That depends on a moment only the server knows ([`PendingReplies::is_uncertain`]). The first
 //! answer to a later request settles it, or all the `Z` that may come.
 
+mod owed;
 mod queue;
 mod waiting;
 
 use queue::{RequestKind, Run, Waiting};
 
+pub use self::owed::{Owed, OwedKind};
 pub use self::queue::Owner;
 use super::observe::ServerEvent;
 
@@ -90,6 +92,9 @@ pub struct PendingReplies {
     current: Run,
     /// The first of `current` has been answered in part: its `Z` may come.
     started: bool,
+    /// An error was the answer to it, or to its batch: only its `Z` is to come, and so for a batch
+    /// whose Sync was not sent yet.
+    errored: bool,
     waiting: Waiting,
     copy: CopyMode,
     /// Syncs sent into the COPY IN under way: ignored if it succeeds.
@@ -488,6 +493,7 @@ impl PendingReplies {
     fn failed(&mut self) {
         let is_client = self.current.owner == Owner::Client;
         self.worked |= is_client;
+        self.errored = self.current.kind != RequestKind::Nothing;
         let syncs = self.leave_copy();
         // Some of them are answered, and it is unknown whose.
         self.lost |= syncs > 0 && self.sync_owner.is_none();
@@ -526,6 +532,7 @@ impl PendingReplies {
     fn ready(&mut self, status: TransactionStatus) -> Owner {
         self.status = status;
         self.executed = false;
+        self.errored = false;
         if status == TransactionStatus::Idle && std::mem::take(&mut self.worked) {
             self.transactions += 1;
         }

@@ -16,12 +16,15 @@ impl SqlState {
     pub const CHARACTER_NOT_IN_REPERTOIRE: Self = Self(*b"22021");
     pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
     pub const READ_ONLY_TRANSACTION: Self = Self(*b"25006");
+    pub const IN_FAILED_SQL_TRANSACTION: Self = Self(*b"25P02");
     pub const INVALID_SQL_STATEMENT_NAME: Self = Self(*b"26000");
     pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
     pub const INVALID_PASSWORD: Self = Self(*b"28P01");
     pub const INVALID_CURSOR_NAME: Self = Self(*b"34000");
+    pub const INVALID_SAVEPOINT: Self = Self(*b"3B001");
     pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
     pub const INVALID_SCHEMA_NAME: Self = Self(*b"3F000");
+    pub const SERIALIZATION_FAILURE: Self = Self(*b"40001");
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     pub const DUPLICATE_PREPARED_STATEMENT: Self = Self(*b"42P05");
     pub const NAME_TOO_LONG: Self = Self(*b"42622");

@@ -17,11 +17,14 @@ use super::writers::Written;
 const WRITERS: u64 = 12;
 const IDLE: usize = 6;
 
-/// An ERROR after which the session goes on: there is no leader, or the connection was lost before
-/// the request had reached it.
+/// An ERROR after which the session goes on, and the request had no effect: there is no leader, or
+/// the connection was lost before the request had reached it.
 const REFUSED: [&str; 2] = ["57P03", "08006"];
-/// What ends a session that has a statement or a transaction under way.
-const ENDED: [&str; 3] = ["57P01", "08006", "08007"];
+/// The same where the connection was lost with the request under way: nobody knows, or it is rolled
+/// back.
+const CUT: [&str; 2] = ["08007", "40001"];
+/// What ends a session whose settings were not known when its connection was lost.
+const ENDED: [&str; 2] = ["57P01", "08006"];
 
 fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut frame = vec![tag];
@@ -55,8 +58,12 @@ fn execute(name: &str, parameters: &[String]) -> Vec<u8> {
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Done(Option<String>),
-    /// An ERROR, and the session goes on.
+    /// An ERROR, and the session goes on. It had no effect.
     Refused,
+    /// The same; what was under way is rolled back, and so is its transaction.
+    RolledBack,
+    /// The same; it may have taken effect.
+    Unknown,
     /// The session is over.
     Ended,
 }
@@ -92,14 +99,19 @@ impl Writer {
             return Outcome::Done(answer.value());
         } else {
             assert!(answer.tags().ends_with('Z'), "no answer: {answer:?}");
-            (Outcome::Refused, &REFUSED[..])
+            match answer.errors()[0].code.as_str() {
+                "08007" => (Outcome::Unknown, &CUT[..]),
+                "40001" => (Outcome::RolledBack, &CUT[..]),
+                _ => (Outcome::Refused, &REFUSED[..]),
+            }
         };
         assert_is_one_of(&answer, allowed);
         let code = answer.errors().remove(0).code;
         if outcome == Outcome::Refused {
             self.written.refused.push(code.clone());
         }
-        if is_late {
+        // A transaction that was lost before is told with its next request.
+        if is_late && outcome != Outcome::RolledBack {
             self.late.push(format!("{outcome:?} {code}"));
         }
         outcome
@@ -127,8 +139,8 @@ impl Writer {
             loop {
                 match self.ask(&mut session, &bytes) {
                     Outcome::Done(_) => break,
-                    Outcome::Refused => pause(Duration::from_millis(5)),
                     Outcome::Ended => return None,
+                    _ => pause(Duration::from_millis(5)),
                 }
             }
         }
@@ -155,7 +167,12 @@ impl Writer {
                 Outcome::Done(_) => {}
                 // Before the transaction; nothing refuses a request within one.
                 Outcome::Refused if number == 0 => return true,
-                Outcome::Refused => panic!("refused in a transaction"),
+                Outcome::RolledBack => {
+                    let rolled_back = self.ask(session, &query("ROLLBACK"));
+                    assert!(matches!(rolled_back, Outcome::Done(_)), "{rolled_back:?}");
+                    return true;
+                }
+                outcome @ (Outcome::Refused | Outcome::Unknown) => panic!("{outcome:?} in a transaction"),
                 // Rolled back, for certain.
                 Outcome::Ended => return false,
             }
@@ -171,8 +188,12 @@ impl Writer {
                 self.stage.acknowledged.fetch_add(1, Ordering::Relaxed);
                 true
             }
-            Outcome::Refused => {
+            Outcome::Refused | Outcome::RolledBack => {
                 pause(Duration::from_millis(5));
+                true
+            }
+            Outcome::Unknown => {
+                self.written.unknown.extend(numbers);
                 true
             }
             Outcome::Ended => {
@@ -190,8 +211,8 @@ impl Writer {
             while !self.stage.is_over.load(Ordering::Relaxed) && self.write(&mut session) {
                 match self.ask(&mut session, &execute("look", &[])) {
                     Outcome::Done(value) => assert_eq!(value.as_ref(), Some(&self.work_mem)),
-                    Outcome::Refused => {}
                     Outcome::Ended => break,
+                    _ => {}
                 }
             }
         }
@@ -282,9 +303,12 @@ impl Pooled {
             assert_eq!(answer.value(), Some(own));
         }
         let leave = ["is the leader now", "has been demoted"];
-        for session in [&mut self.in_transaction, &mut self.pinned] {
-            told_to_leave(&session.end(Duration::from_secs(5)).ended(), &leave);
-        }
+        told_to_leave(&self.pinned.end(Duration::from_secs(5)).ended(), &leave);
+        // It is told with its next request.
+        self.in_transaction.send_bytes(&query("COMMIT"));
+        let answer = self.in_transaction.answer();
+        assert_is_one_of(&answer, &["40001"]);
+        assert!(!answer.closed);
         self.await_more(100);
         self.stage.is_over.store(true, Ordering::Relaxed);
         let mut sum = Written::default();

@@ -20,6 +20,7 @@ mod faults;
 mod halves;
 mod hidden;
 mod isolation;
+mod lost;
 mod peers;
 mod roles;
 mod rows;

@@ -4,14 +4,16 @@
 use bytes::BytesMut;
 
 use super::connection::PooledConnection;
+use super::cut;
 use super::session::{Memory, PooledSession};
 use super::state::StateOptions;
 use super::statements::{Answer, Rewriter};
+use crate::session::registry::SessionEntry;
 use crate::session::stream::SessionStream;
 use crate::wire::frame::{ErrorFields, FrameError};
 use crate::wire::message::{self, ErrorReply};
 use crate::wire::observe::ServerEvent;
-use crate::wire::pending::Owner;
+use crate::wire::pending::{Owner, TransactionStatus};
 use crate::wire::sqlstate::SqlState;
 
 /// The longest message that is kept until it is whole. Rows and copied data are never kept.
@@ -34,6 +36,8 @@ fn timed_out(body: &[u8]) -> Option<ErrorReply> {
 pub(super) enum Amiss {
     /// Not a message of the protocol, or one in the wrong place.
     Violation(String),
+    /// The last word of a server with which the connection is lost, and not the session.
+    Lost(SqlState),
     /// The same, or FATAL, where the session needs nothing of the connection: it has no transaction
     /// there, and what else it has is known.
     Parts(String),
@@ -117,7 +121,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         };
         let (memory, entry) = (&mut self.memory, self.client.ticket.entry());
         let has_cancelled = self.timers.has_cancelled();
-        let interner = self.home.pool.interner();
+        let (interner, options) = (self.home.pool.interner(), &self.home.options);
         while answers.at < run.len() {
             let rest = &run[answers.at..];
             if !lease.link.observer.at_boundary() {
@@ -150,18 +154,19 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 let loses_nothing =
                     self.passing == 0 && parts_without_loss(memory, lease, &self.home.options);
                 if loses_nothing {
-                    if tag == b'E' {
-                        // For what it says of the server.
-                        let (observer, mut hearing) = lease.link.hearing();
-                        observer.feed(&rest[..length], |event| {
-                            hearing.hear(entry, &event);
-                        })?;
-                    }
+                    hear_error(lease, entry, rest.get(..length).unwrap_or_default())?;
                     return Err(Amiss::Parts(unasked(tag, body)));
                 }
                 if tag != b'E' || !ErrorFields::of_prefix(body).is_fatal() {
                     return Err(Amiss::Violation(unasked(tag, body)));
                 }
+            }
+            if tag == b'E'
+                && rest.len() >= length
+                && let Some(code) = cut::last_word(&self.home, memory, lease, &rest[..length])
+            {
+                hear_error(lease, entry, &rest[..length])?;
+                return Err(Amiss::Lost(code));
             }
             if matches!(tag, b'D' | b'd') || tag == b'V' && rest.len() < length {
                 let part = length.min(rest.len());
@@ -190,6 +195,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                         memory.told.set(name, value);
                         memory.doubts.parameter(name);
                     }
+                    ServerEvent::ReadyForQuery(TransactionStatus::Idle) => memory.doubts.committed(options),
                     ServerEvent::CommandComplete(tag) if owner == Owner::Client => memory.doubts.tag(tag),
                     ServerEvent::Error(report) => {
                         memory.hints.failed();
@@ -235,6 +241,22 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         }
         Ok(())
     }
+}
+
+/// Takes an error that is not passed on, for what it says of the server. Other messages say
+/// nothing.
+fn hear_error<S: SessionStream>(
+    lease: &mut PooledConnection<S>,
+    entry: &SessionEntry,
+    frame: &[u8],
+) -> Result<(), FrameError> {
+    if frame.first() != Some(&b'E') {
+        return Ok(());
+    }
+    let (observer, mut hearing) = lease.link.hearing();
+    observer.feed(frame, |event| {
+        hearing.hear(entry, &event);
+    })
 }
 
 /// At a boundary: the session needs nothing of its connection. Nothing can be asked on it any more.

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
+use super::aborted::Block;
 use super::acquire::Want;
 use super::clean::clean;
 use super::connection::{LoginParameters, PooledConnection, RoleState, WorkerId};
@@ -347,9 +348,15 @@ impl Pooled {
             totals,
             memory,
             passing,
+            block,
             ..
         } = session;
-        let fate = lease.as_ref().map_or(Fate::Settled, |lease| lease.link.fate());
+        let fate = match &lease {
+            Some(lease) => lease.link.fate(),
+            None if block.is_open() => Fate::RolledBack,
+            None if block != Block::None => Fate::Unsynced,
+            None => Fate::Settled,
+        };
         let end = End { cause, fate };
         let is_reusable = matches!(
             end.cause,

@@ -97,7 +97,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 self.memory.not_restored = None;
                 self.report_differences();
                 self.is_resumed = true;
-                return Ok(None);
+                return Ok(self.restored());
             }
             Ok(Exchanged { error, .. }) => error,
             Err(error) => {

@@ -13,6 +13,7 @@ use super::permit::Permit;
 use super::session::{Memory, keep_name};
 use super::state::{Reported, Settings};
 use super::statements::{ConnectionStatements, Interner, Limits, Rewriter};
+use super::under_way::UnderWay;
 use crate::backend::{OrderlyStream, ServerStream};
 use crate::cluster::snapshot::MemberName;
 use crate::config;
@@ -119,6 +120,10 @@ pub(in crate::session) struct ConnectionState {
     pub(super) role: RoleState,
     /// Room for messages that are rewritten.
     pub(super) scratch: Scratch,
+    /// What its session's requests do that are not answered.
+    pub(super) under_way: UnderWay,
+    /// The client's Query with BEGIN, if it is all that is under way.
+    pub(super) begin: BytesMut,
 }
 
 /// Whether the role that logged in exists. A session goes on when its role is dropped, also if a
@@ -202,6 +207,8 @@ impl ConnectionState {
             partial: BytesMut::new(),
             role: RoleState::Exists,
             scratch: Scratch::default(),
+            under_way: UnderWay::default(),
+            begin: BytesMut::new(),
         }
     }
 

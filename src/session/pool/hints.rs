@@ -73,6 +73,13 @@ impl Hints {
         self.has_failed = false;
     }
 
+    /// What was on its way is lost: whether the server has taken it is not known.
+    pub(super) fn connection_lost(&mut self) {
+        self.has_failed = true;
+        self.at_boundary();
+        self.long = None;
+    }
+
     /// A Parse passes. `is_whole`: otherwise more of its text follows. Whether the text reads the
     /// numbers of sequences.
     pub(super) fn parse(&mut self, body: &[u8], is_whole: bool) -> bool {

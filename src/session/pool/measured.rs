@@ -14,7 +14,7 @@ use super::state::Reported;
 use super::statements::Limits;
 use crate::session::end::Cause;
 use crate::session::memory::MemoryStream;
-use crate::session::registry::SessionEntry;
+use crate::session::registry::{Placement, SessionEntry};
 
 /// The connection is there already.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ impl Opener<MemoryStream> for NoOpener {
     }
 
     fn cancel(&self, _: &Arc<SessionEntry>) {}
+
+    fn abandon(&self, _: &Placement) {}
 }
 
 struct Session {

@@ -15,6 +15,7 @@ use std::fmt::{self, Write as _};
 use std::sync::Weak;
 use std::time::Duration;
 
+pub(in crate::session) use super::lost::Outcome;
 use super::pools::Pools;
 use super::state::PinReason;
 use super::statements::Counts;
@@ -106,6 +107,8 @@ pub(in crate::session) enum DiscardReason {
     RoleGone,
     /// The server ended it or sent something unasked, while its session needed nothing of it.
     Unquiet,
+    /// It was lost, or had to be left at once; the session goes on.
+    Lost,
 }
 
 impl DiscardReason {
@@ -119,6 +122,7 @@ impl DiscardReason {
         Self::NotCleaned,
         Self::RoleGone,
         Self::Unquiet,
+        Self::Lost,
     ];
 
     pub(in crate::session) fn label(self) -> &'static str {
@@ -131,6 +135,7 @@ impl DiscardReason {
             Self::NotCleaned => "not_cleaned",
             Self::RoleGone => "role_gone",
             Self::Unquiet => "unquiet",
+            Self::Lost => "lost",
         }
     }
 }
@@ -145,17 +150,20 @@ pub(in crate::session) enum ExchangeKind {
     Question,
     /// Settings that must not stay on an idle connection are reset.
     Reset,
+    /// A transaction is made to fail, for a client whose own was lost.
+    Abort,
 }
 
 impl ExchangeKind {
     #[cfg(test)]
-    pub(in crate::session) const ALL: &[Self] = &[Self::Restore, Self::Question, Self::Reset];
+    pub(in crate::session) const ALL: &[Self] = &[Self::Restore, Self::Question, Self::Reset, Self::Abort];
 
     pub(in crate::session) fn label(self) -> &'static str {
         match self {
             Self::Restore => "restore",
             Self::Question => "question",
             Self::Reset => "reset",
+            Self::Abort => "abort",
         }
     }
 }
@@ -222,6 +230,12 @@ struct KindLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    route: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EventLabel {
     route: String,
     event: &'static str,
@@ -257,6 +271,7 @@ pub struct PoolMetrics {
     failed_connects: Family<MemberLabel, Counter>,
     timeouts: Family<LimitLabel, Counter>,
     exchanges: Family<KindLabel, Counter>,
+    lost: Family<OutcomeLabel, Counter>,
     statements: Family<EventLabel, Counter>,
     queue: gate::Metrics,
 }
@@ -276,6 +291,7 @@ impl PoolMetrics {
             failed_connects: Family::default(),
             timeouts: Family::default(),
             exchanges: Family::default(),
+            lost: Family::default(),
             statements: Family::default(),
             queue: queue.clone(),
         };
@@ -331,6 +347,11 @@ impl PoolMetrics {
             metrics.exchanges.clone(),
         );
         into.register(
+            "pool_lost",
+            "Sessions whose server connection was lost or had to be left at once, by what that meant for them",
+            metrics.lost.clone(),
+        );
+        into.register(
             "pool_statements",
             "What became of prepared statements on server connections",
             metrics.statements.clone(),
@@ -362,10 +383,26 @@ impl PoolMetrics {
                 let (route, limit) = (route.to_owned(), limit.label());
                 self.timeouts.get_or_create(&LimitLabel { route, limit }).clone()
             }),
-            exchanges: [ExchangeKind::Restore, ExchangeKind::Question, ExchangeKind::Reset].map(|kind| {
+            exchanges: [
+                ExchangeKind::Restore,
+                ExchangeKind::Question,
+                ExchangeKind::Reset,
+                ExchangeKind::Abort,
+            ]
+            .map(|kind| {
                 let kind = kind.label();
                 let route = route.to_owned();
                 self.exchanges.get_or_create(&KindLabel { route, kind }).clone()
+            }),
+            lost: [
+                Outcome::Unknown,
+                Outcome::RolledBack,
+                Outcome::Nothing,
+                Outcome::Ended,
+            ]
+            .map(|outcome| {
+                let (route, outcome) = (route.to_owned(), outcome.label());
+                self.lost.get_or_create(&OutcomeLabel { route, outcome }).clone()
             }),
             statements: ["parsed", "found", "evicted"].map(|event| {
                 let route = route.to_owned();
@@ -396,7 +433,9 @@ pub(super) struct Meters {
     /// In the order of [`TimeLimit`].
     timeouts: [Counter; 4],
     /// In the order of [`ExchangeKind`].
-    exchanges: [Counter; 3],
+    exchanges: [Counter; 4],
+    /// In the order of [`Outcome`].
+    lost: [Counter; 4],
     /// In the order of [`STATEMENT_EVENTS`].
     statements: [Counter; 3],
     queue: gate::Metrics,
@@ -461,6 +500,11 @@ impl Meters {
 
     pub(super) fn exchanged(&self, kind: ExchangeKind) {
         self.exchanges[kind as usize].inc();
+    }
+
+    /// A session has lost its connection.
+    pub(super) fn lost(&self, outcome: Outcome) {
+        self.lost[outcome as usize].inc();
     }
 
     /// What happened to statements during a lease.

@@ -7,16 +7,20 @@
 //! - [`session`]: a session that has a connection while it needs one; its turns ([`relay`]), what
 //!   its client sends ([`requests`]) and what its server says ([`answers`]), its waits ([`wait`])
 //!   and what it does at a boundary ([`boundary`], [`clean`]).
+//! - [`under_way`], [`lost`], [`cut`], [`aborted`]: what its client sees where a server connection
+//!   is lost.
 //! - [`state`]: what a session has that its next connection must have. [`statements`]: its prepared
 //!   statements.
 //! - [`begin`], [`open`]: the login of a client, and that of the router at a server.
 
+mod aborted;
 pub(in crate::session) mod acquire;
 mod answers;
 pub(in crate::session) mod begin;
 mod boundary;
 mod clean;
 pub(in crate::session) mod connection;
+mod cut;
 mod displacements;
 mod exchange;
 mod hints;
@@ -26,6 +30,7 @@ mod keeper;
 pub mod key;
 mod keys;
 mod limits;
+mod lost;
 mod members;
 pub mod metrics;
 mod numbers;
@@ -42,6 +47,7 @@ mod shortage;
 pub mod state;
 pub(crate) mod statements;
 mod timers;
+mod under_way;
 pub mod view;
 pub(in crate::session) mod wait;
 mod waiters;
@@ -51,6 +57,8 @@ mod work;
 mod change_tests;
 #[cfg(test)]
 mod conversations;
+#[cfg(test)]
+mod cut_tests;
 #[cfg(test)]
 mod full_tests;
 #[cfg(any(test, feature = "instructions"))]

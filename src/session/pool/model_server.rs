@@ -42,6 +42,8 @@ pub(super) struct ModelServer {
     pub(super) is_hung: bool,
     /// Types of the messages that it got.
     pub(super) got: String,
+    /// How often it was to run each text of a client.
+    pub(super) ran: BTreeMap<Vec<u8>, usize>,
 }
 
 #[derive(Debug)]
@@ -63,12 +65,16 @@ impl Default for ModelServer {
             is_over: false,
             is_hung: false,
             got: String::new(),
+            ran: BTreeMap::new(),
         }
     }
 }
 
 /// How long the router's own queries begin.
 const OWN: &[u8] = b"BEGIN ISOLATION LEVEL";
+
+/// How the router makes a transaction fail.
+const FAIL: &[u8] = b"BEGIN; ROLLBACK TO SAVEPOINT x";
 
 fn split(body: &[u8]) -> (&[u8], &[u8]) {
     let end = body.iter().position(|&byte| byte == 0).expect("it is a string");
@@ -127,6 +133,26 @@ impl ModelServer {
             && self.copy.is_none()
     }
 
+    /// The texts of Queries of a client that it has not looked at, and something for each Execute.
+    pub(super) fn unread(&self) -> Vec<Vec<u8>> {
+        let (mut rest, mut all) = (&self.input[..], Vec::new());
+        while let Some(&[tag, a, b, c, d]) = rest.first_chunk::<5>() {
+            let length = u32::from_be_bytes([a, b, c, d]) as usize + 1;
+            let Some((frame, behind)) = rest.split_at_checked(length) else {
+                break;
+            };
+            let body = &frame[5..];
+            match tag {
+                b'Q' if body.starts_with(OWN) || split(body).0 == FAIL => {}
+                b'Q' => all.push(split(body).0.to_vec()),
+                b'E' => all.push(Vec::new()),
+                _ => {}
+            }
+            rest = behind;
+        }
+        all
+    }
+
     /// A COPY of a Query fails before all of it has come; what it says then.
     pub(super) fn copy_fails(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -168,8 +194,8 @@ impl ModelServer {
             b'Q' => {
                 let (text, _) = split(body);
                 self.statements.remove(&b""[..]);
-                if text.starts_with(OWN) {
-                    self.routers(troubles, out);
+                if text.starts_with(OWN) || text == FAIL {
+                    self.routers(text == FAIL, troubles, out);
                 } else if self.run(text, true, out) {
                     self.ready(out);
                 }
@@ -200,13 +226,18 @@ impl ModelServer {
         out.extend(frame(b'Z', &[self.status]));
     }
 
-    fn routers(&mut self, troubles: &mut Vec<Trouble>, out: &mut Vec<u8>) {
+    fn routers(&mut self, is_to_fail: bool, troubles: &mut Vec<Trouble>, out: &mut Vec<u8>) {
         let trouble = if troubles.is_empty() {
             None
         } else {
             Some(troubles.remove(0))
         };
         match trouble {
+            None if is_to_fail => {
+                complete(out, "BEGIN");
+                error(out, "3B001", "savepoint \"x\" does not exist");
+                self.status = b'E';
+            }
             None => {
                 for tag in ["BEGIN", "SELECT 1", "COMMIT"] {
                     complete(out, tag);
@@ -257,6 +288,7 @@ impl ModelServer {
 
     /// `false`: no `Z` follows yet.
     fn run(&mut self, text: &[u8], is_simple: bool, out: &mut Vec<u8>) -> bool {
+        *self.ran.entry(text.to_vec()).or_default() += 1;
         let word = text.split(|&byte| byte == b' ').next().unwrap_or_default();
         if self.status == b'E' && !matches!(word, b"COMMIT" | b"ROLLBACK") {
             self.fail("25P02", "current transaction is aborted", is_simple, out);

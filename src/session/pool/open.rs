@@ -49,6 +49,9 @@ pub(super) trait Opener<S: SessionStream>: Send + Sync + std::fmt::Debug {
 
     /// Cancels what the session runs now.
     fn cancel(&self, entry: &Arc<SessionEntry>);
+
+    /// Cancels what runs on a connection that its session leaves.
+    fn abandon(&self, placement: &Placement);
 }
 
 /// Over sockets. It opens nothing before [`Self::serve`].
@@ -123,6 +126,12 @@ impl Opener<ServerStream> for SocketOpener {
                 let outcome = crate::session::cancel::deliver(&shared, &entry).await;
                 shared.metrics.cancel(outcome);
             });
+        }
+    }
+
+    fn abandon(&self, placement: &Placement) {
+        if let (Some(shared), Some(target)) = (self.shared(), placement.cancel.clone()) {
+            crate::session::cancel::forget(&shared, target);
         }
     }
 }

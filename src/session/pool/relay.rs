@@ -51,6 +51,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
             }
         }
         match order {
+            Order::Now(reason) if reason.is_about_server() => {
+                Some(Pause::Lost(Box::new(Cause::Ordered(reason))))
+            }
             Order::Now(reason) => Some(Pause::End(Cause::Ordered(reason))),
             Order::AtBoundary(reason) if is_at_boundary => Some(Pause::End(Cause::Ordered(reason))),
             Order::AtBoundary(_) | Order::Move(_) => None,
@@ -147,12 +150,12 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
             };
         };
         if lease.has_ended {
-            return Turn::End(Pause::End(self.server_gone()));
+            return Turn::End(self.server_gone());
         }
         let mut read = ReadBuf::new(buffer);
         match Pin::new(&mut lease.link.stream).poll_read(cx, &mut read) {
             Poll::Pending => return self.expired(cx),
-            Poll::Ready(Err(_)) => return Turn::End(Pause::End(self.server_gone())),
+            Poll::Ready(Err(_)) => return Turn::End(self.server_gone()),
             Poll::Ready(Ok(())) => {}
         }
         let data = read.filled();
@@ -243,7 +246,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             .is_some_and(|lease| lease.link.fatal.is_some())
         {
             // It has said its last word, and goes on.
-            return Turn::End(Pause::End(self.server_gone()));
+            return Turn::End(self.server_gone());
         }
         let mut answers = Answers::default();
         let joined = self.lease.as_mut().and_then(|lease| lease.state.join(data));
@@ -280,6 +283,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 // Before the answer goes out: the connection serves the next one as soon as it can.
                 self.at_boundary()
             }
+            Err(Amiss::Lost(code)) => Some(Pause::Lost(Box::new(Cause::ServerFatal { code }))),
             Err(Amiss::Violation(what)) => Some(Pause::End(Cause::ServerProtocol(what))),
             Err(Amiss::Parts(what)) => {
                 self.note_settled();
@@ -369,6 +373,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     /// At a boundary, with everything known about the session's state.
     pub(super) fn settled(&mut self) -> Option<Pause> {
         self.note_settled();
+        self.tries = 0;
         let memory = &mut self.memory;
         let lease = self.lease.as_mut()?;
         let pins = memory.confirmed.pins;
@@ -441,7 +446,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             .as_mut()
             .is_some_and(|lease| lease.poll_over(cx).is_ready())
         {
-            return Turn::End(Pause::End(self.server_gone()));
+            return Turn::End(self.server_gone());
         }
         let Poll::Ready(expired) = self.timers.poll_expired(cx) else {
             return Turn::Blocked;
@@ -466,7 +471,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         for _ in 0..HEAR_OUT_TURNS {
             match self.turn_to_client(cx, &mut buffer) {
                 Turn::Progress if self.fate() == Fate::Unknown => {}
-                Turn::End(Pause::End(cause)) if cause != Cause::ServerGone => return Some(cause),
+                Turn::End(Pause::End(cause)) => return Some(cause),
+                // With a last word, perhaps, that the client does not have.
+                Turn::End(Pause::Lost(_)) => return None,
                 Turn::Progress | Turn::Blocked | Turn::End(_) => break,
             }
         }
@@ -475,15 +482,16 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         fatal.map(|code| Cause::ServerFatal { code })
     }
 
-    pub(super) fn server_gone(&self) -> Cause {
+    /// The server has ended its connection, without a word of its own or behind it.
+    fn server_gone(&self) -> Pause {
         let Some(lease) = &self.lease else {
-            return Cause::ServerGone;
+            return Pause::Lost(Box::new(Cause::ServerGone));
         };
         if let Some(code) = lease.link.fatal {
-            return Cause::ServerFatal { code };
+            return Pause::End(Cause::ServerFatal { code });
         }
         let cluster = &lease.link.cluster;
         cluster.evidence(&lease.link.placement.member, Evidence::Terminated);
-        Cause::ServerGone
+        Pause::Lost(Box::new(Cause::ServerGone))
     }
 }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 
+use super::aborted::Block;
 use super::connection::Scratch;
 use super::metrics::DiscardReason;
 use super::session::{Pause, PooledSession};
@@ -100,16 +101,15 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             let is_dropped = self.is_discarding || matches!(tag, b'd' | b'c' | b'f' | b'H');
             if tag == b'X' || is_dropped {
                 let part = length.min(run.len());
+                if self.is_discarding {
+                    self.refuse(tag, &run[..part], part == length);
+                }
                 self.observe(&run[..part])?;
                 if self.client.observer.terminated() {
                     return Ok(None);
                 }
                 self.passing = length - part;
                 run = &run[part..];
-                if self.is_discarding && matches!(tag, b'S') {
-                    self.is_discarding = false;
-                    self.answer_ready();
-                }
                 continue;
             }
             if run.len() < length && (run.len() < LONG || self.is_kept(tag, length, run)) {
@@ -117,6 +117,13 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 self.check(run)?;
                 self.request = BytesMut::from(run);
                 return Ok(None);
+            }
+            if self.block != Block::None && self.answers_itself(run, length) {
+                let part = length.min(run.len());
+                self.observe(&run[..part])?;
+                self.passing = length - part;
+                run = &run[part..];
+                continue;
             }
             return Ok(Some(run));
         }
@@ -162,9 +169,11 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         None
     }
 
-    fn answer_ready(&mut self) {
+    /// The end of an answer of the router's own.
+    pub(super) fn answer_ready(&mut self) {
         let mut out = BytesMut::new();
-        message::ready_for_query(&mut out, b'I');
+        let status = if self.block.is_open() { b'E' } else { b'I' };
+        message::ready_for_query(&mut out, status);
         self.client.answers.push(&out);
     }
 
@@ -231,6 +240,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 if memory.hints.piece(&rest[..part], is_last, &mut memory.doubts) {
                     self.home.pool.sequence_is_read();
                 }
+                if let Some(lease) = &mut self.lease {
+                    lease.state.under_way.long_piece(&rest[..part], is_last);
+                }
                 passed.at += part;
                 continue;
             }
@@ -267,6 +279,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 passed.at += here;
                 continue;
             }
+            let is_at_rest = lease.link.pending.is_idle();
+            let is_skipped = lease.link.pending.is_skipping() && tag != b'S';
             let mut forgets = lease.state.statements.must_forget();
             if reads_sequence {
                 self.home.pool.sequence_is_read();
@@ -298,6 +312,18 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             });
             match step.map_err(|error| Cause::ClientProtocol(error.to_string()))? {
                 Step::Forward { replaced } => {
+                    let way = &mut lease.state.under_way;
+                    if is_at_rest {
+                        way.rest(lease.link.pending.status());
+                    }
+                    if !is_skipped {
+                        way.forwarded(tag, frame, here == length, |unnamed| {
+                            rewriter.command_bound(frame, unnamed)
+                        });
+                    }
+                    if tag == b'Q' {
+                        lease.keep_begin(frame);
+                    }
                     if replaced > 0 || !extra.is_empty() {
                         passed.replace(run, replaced);
                     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use super::aborted::{Block, Refused};
 use super::acquire::Want;
 use super::connection::{PooledConnection, path_of};
 use super::hints::Hints;
@@ -56,6 +57,10 @@ pub(in crate::session) enum Pause {
     Role,
     /// At a boundary: the connection must not be used again.
     Discard(DiscardReason),
+    /// The connection is lost, or must be left at once.
+    Lost(Box<Cause>),
+    /// The client is in a failed transaction, and the connection is not.
+    Fail,
     /// The session is over.
     End(Cause),
 }
@@ -145,6 +150,13 @@ pub(in crate::session) struct PooledSession<C = ClientStream, S: SessionStream =
     pub(super) passing: usize,
     /// The router has answered a batch with an error: everything up to its Sync is dropped.
     pub(super) is_discarding: bool,
+    /// That batch, if it is the first that the client has sent since its transaction was lost.
+    pub(super) refused: Refused,
+    /// What is left of a transaction whose connection was lost.
+    pub(super) block: Block,
+    /// How often the BEGIN under way was sent again; or, in a failed transaction, whether a server
+    /// was to be brought into one in vain.
+    pub(super) tries: u8,
     /// The client has closed its side.
     pub(super) is_closed: bool,
     /// What it left under way is being cancelled.
@@ -155,6 +167,13 @@ pub(in crate::session) struct PooledSession<C = ClientStream, S: SessionStream =
     pub(super) totals: LeaseTotals,
     /// To be done before the first turn.
     pub(super) first: Option<Pause>,
+}
+
+impl<S: SessionStream> Home<S> {
+    /// What its sessions have is known without their server connections.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.mode == PoolMode::Transaction
+    }
 }
 
 impl Memory {
@@ -235,6 +254,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             is_resumed: false,
             passing: 0,
             is_discarding: false,
+            refused: Refused::default(),
+            block: Block::None,
+            tries: 0,
             is_closed: false,
             is_cancelled: false,
             transactions: 0,
@@ -272,6 +294,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                         self.discard_for(reason);
                         Ok(None)
                     }
+                    Pause::Lost(cause) => Box::pin(self.lost(*cause)).await,
+                    Pause::Fail => Box::pin(self.fail_transaction()).await,
                 };
                 pause = match next {
                     Ok(pause) => pause,
@@ -386,7 +410,12 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         }
         lease.state.settings.clone_from(&self.memory.confirmed.settings);
         self.report_differences();
-        None
+        self.restored()
+    }
+
+    /// The connection has the session's settings.
+    pub(super) fn restored(&self) -> Option<Pause> {
+        self.block.is_open().then_some(Pause::Fail)
     }
 
     /// Tells the client which reported parameters are not what it was last told.

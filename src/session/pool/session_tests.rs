@@ -192,37 +192,11 @@ async fn a_client_that_leaves_anywhere_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_ends_anywhere_ends_only_the_session_that_has_it() {
-    for (name, messages) in conversations() {
-        for count in 0..=messages.len() {
-            let at = format!("{name}, the server ends after {count}");
-            let mut stage = Stage::new("");
-            let said = messages[..count].concat();
-            stage.say(&said).await;
-            let has_lease = stage.counts()[1] == 1;
-            stage.servers_die().await;
-            assert!(direct(&said) == stage.heard, "{at}");
-            if has_lease {
-                let (cause, _) = stage.end.take().expect("its server is gone");
-                assert_eq!(cause, Cause::ServerGone, "{at}");
-            } else {
-                // The next request gets another one.
-                stage.say(&query("echo after")).await;
-                assert!(stage.end.is_none(), "{at}");
-                assert!(stage.heard.ends_with(&direct(&query("echo after"))), "{at}");
-                stage.assert_given_back(&at);
-            }
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn orders_count_at_once_or_at_the_boundary() {
     let role = || Reason::Role(EndReason::Demoted(MemberName::new("db1")));
     let orders = [
         Order::AtBoundary(Reason::Shutdown),
         Order::Now(Reason::Killed),
-        Order::Now(role()),
         Order::AtBoundary(role()),
         Order::AtBoundary(Reason::Unfit(LeaveReason::Maintenance(MemberName::new("db1")))),
         Order::Move(Reason::Unfit(LeaveReason::Draining(MemberName::new("db1")))),
@@ -236,6 +210,7 @@ async fn orders_count_at_once_or_at_the_boundary() {
                 let has_lease = stage.counts()[1] == 1;
                 stage.order(order.clone()).await;
                 let is_about_server = order.reason().is_about_server();
+                // An order to leave the server at once is in `cut_tests`.
                 let ends_now = match order {
                     _ if !has_lease => !is_about_server,
                     Order::Now(_) => true,

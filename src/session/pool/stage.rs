@@ -19,13 +19,14 @@ use super::state::Reported;
 use super::statements::Limits;
 use crate::session::end::{Cause, Order};
 use crate::session::memory::MemoryStream;
-use crate::session::registry::SessionEntry;
+use crate::session::registry::{Placement, SessionEntry};
 
 /// Opens connections whose other ends a test takes.
 #[derive(Debug, Default)]
 struct MemoryOpener {
     opened: Mutex<Vec<MemoryStream>>,
     cancels: AtomicUsize,
+    abandoned: AtomicUsize,
 }
 
 impl Opener<MemoryStream> for MemoryOpener {
@@ -44,6 +45,10 @@ impl Opener<MemoryStream> for MemoryOpener {
 
     fn cancel(&self, _entry: &Arc<SessionEntry>) {
         self.cancels.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn abandon(&self, _placement: &Placement) {
+        self.abandoned.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -82,6 +87,8 @@ pub(super) struct Stage {
     pub(super) heard: Vec<u8>,
     pub(super) client_listens: bool,
     pub(super) servers_listen: bool,
+    /// Servers that are opened from now on answer nothing.
+    pub(super) hangs: bool,
     /// Servers may send so many bytes more.
     pub(super) may_send: usize,
     /// Servers send at most so many bytes at once.
@@ -153,6 +160,7 @@ impl Stage {
             heard: Vec::new(),
             client_listens: true,
             servers_listen: true,
+            hangs: false,
             may_send: usize::MAX,
             piece: usize::MAX,
             entry,
@@ -187,9 +195,11 @@ impl Stage {
     fn move_bytes(&mut self) -> bool {
         let mut moved = 0;
         for stream in self.opener.opened.lock().expect("no test holds it").drain(..) {
+            let mut model = ModelServer::default();
+            model.is_hung = self.hangs;
             self.servers.push(Server {
                 stream: Some(stream),
-                model: ModelServer::default(),
+                model,
                 unsent: Vec::new(),
             });
         }
@@ -293,6 +303,11 @@ impl Stage {
 
     pub(super) fn cancels(&self) -> usize {
         self.opener.cancels.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were cancelled because their session had left.
+    pub(super) fn abandoned(&self) -> usize {
+        self.opener.abandoned.load(Ordering::Relaxed)
     }
 
     /// Idle, leased and opening connections.

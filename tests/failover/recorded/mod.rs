@@ -38,9 +38,9 @@ const FAILOVER: Duration = Duration::from_mins(1);
 /// Of Patroni: an acknowledged transaction survives its leader.
 const SYNCHRONOUS: &str = r#"{"synchronous_mode": true}"#;
 
-/// While there is no leader, requests and logins are refused, and a lost server ends the sessions
-/// that it works for. Drivers have codes of their own (08003), or none.
-const TOLD: [&str; 6] = ["57P01", "57P03", "08003", "08006", "08007", "-"];
+/// While there is no leader, requests and logins are refused. A lost server ends the sessions that
+/// it works for, or their transactions (40001). Drivers have codes of their own (08003), or none.
+const TOLD: [&str; 7] = ["40001", "57P01", "57P03", "08003", "08006", "08007", "-"];
 
 /// A cluster, a router before it, and writers in five drivers.
 struct Run {

@@ -150,25 +150,12 @@ fn a_connection_that_is_terminated_ends_only_the_session_that_has_it() {
         kill(&server, &process(&mut one));
         assert_eq!(other.value("SHOW work_mem"), "4MB");
     }
-    // In a transaction, in a statement, in a batch, pinned.
-    for (begins, is_answered) in [
-        (query("BEGIN"), true),
-        (query("SELECT pg_sleep(60)"), false),
-        (extended("SELECT 1"), false),
-        (query("LISTEN x"), true),
-    ] {
+    // What the session that has it hears is in `lost`.
+    for begins in ["BEGIN", "LISTEN x"] {
         let mut client = app(&router, FIRST_PORT);
-        client.send(&begins);
-        if is_answered {
-            client.ready();
-        }
-        eventually("it has the connection", PATIENCE, || {
-            is_answered || server.sql("SELECT state FROM pg_stat_activity WHERE usename = 'app'") == "active"
-        });
+        client.ask(begins);
         let pid = server.sql("SELECT pid FROM pg_stat_activity WHERE usename = 'app'");
         kill(&server, &pid);
-        let rest = client.rest();
-        assert_eq!(codes(&rest), ["57P01"], "{:?}", shown(&rest));
         assert_eq!(other.value("SHOW work_mem"), "4MB");
         assert_eq!(one.value("SHOW work_mem"), "7MB");
     }
@@ -199,8 +186,11 @@ fn sessions_keep_their_own_state_while_connections_are_terminated_all_the_time()
                             }
                         }
                         if frames.last().is_some_and(|frame| frame.tag == b'Z') {
-                            if seen(&frames) == "08006" {
-                                // Two connections were lost while they were given its settings.
+                            let codes = codes(&frames);
+                            if !codes.is_empty() {
+                                // The statement was under way; or two connections were lost while
+                                // they were given its settings.
+                                assert!(codes == ["08007"] || codes == ["08006"], "{codes:?}");
                                 continue;
                             }
                             assert_eq!(seen(&frames), own, "round {round}");
@@ -217,15 +207,14 @@ fn sessions_keep_their_own_state_while_connections_are_terminated_all_the_time()
                         if frames.last().is_some_and(|frame| frame.tag == b'Z') {
                             match codes(&frames).as_slice() {
                                 [] => own = next,
-                                // As above; so it was not set.
-                                codes => assert_eq!(codes, ["08006"]),
+                                // As above; so it is not set, whatever the lost server has done.
+                                codes => assert!(codes == ["08007"] || codes == ["08006"], "{codes:?}"),
                             }
                         } else {
                             let codes = codes(&frames);
                             assert_eq!(codes.len(), 1, "one last word: {:?}", shown(&frames));
-                            // 08007: the server's last word was lost, because it closed its socket
-                            // with the request unread in it.
-                            let expected = ["57P01", "08006", "08007"];
+                            // Between the SET and the question what it has set.
+                            let expected = ["57P01", "08006"];
                             assert!(expected.contains(&codes[0].as_str()), "{codes:?}");
                             ended += 1;
                             client = app(router, FIRST_PORT);

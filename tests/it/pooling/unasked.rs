@@ -48,14 +48,14 @@ fn begun() -> Vec<u8> {
 
 #[test]
 fn a_server_that_ends_a_session_and_not_its_connection_keeps_no_place() {
-    let fatal = framed(b'E', b"SFATAL\0VFATAL\0C57P01\0Mthe end\0\0");
+    let fatal = framed(b'E', b"SFATAL\0VFATAL\0C25P03\0Mthe end\0\0");
     let fake = misbehaves_once(vec![begun(), fatal]);
     let router = fake.router(ROUTES);
     let mut client = login(&router);
     assert_eq!(shown(&client.ask("BEGIN")), ["CBEGIN", "ZT"]);
     client.send(&query("SELECT 1"));
     let rest = client.rest();
-    assert_eq!(shown(&rest), ["E57P01 FATAL"], "and its end");
+    assert_eq!(shown(&rest), ["E25P03 FATAL"], "and its end");
     // There is one place.
     assert_eq!(login(&router).value("SELECT 1"), "1");
 }

@@ -24,6 +24,8 @@ pub struct Doubts {
     reported: Vec<Box<str>>,
     /// How often the question has failed.
     unanswered: u8,
+    /// A transaction has ended since, so that only its server can tell what is doubted.
+    is_committed: bool,
     custom_names: Vec<CustomName>,
 }
 
@@ -146,6 +148,38 @@ impl Doubts {
         if !is_known && self.reported.len() < MAX_REPORTED {
             self.reported.push(name.into());
         }
+    }
+
+    /// The server is idle: a transaction has ended, though this need not be a boundary.
+    #[inline]
+    pub fn committed(&mut self, options: &StateOptions) {
+        self.is_committed |= !self.is_empty() || options.verify_always || !options.names.is_empty();
+    }
+
+    /// What the session has is known without its server connection: what is doubted was not
+    /// committed, and is as it was before where that connection has ended.
+    pub fn end_with_connection(&self) -> bool {
+        !self.is_committed
+    }
+
+    /// What may have been left on the connection that ends neither with the transaction nor with an
+    /// answer to a question, so that the client relies on it there.
+    pub fn leave_behind(&self) -> Pins {
+        let kinds = self.texts.kinds.and(self.grown);
+        let mut pins = Pins::NONE;
+        for (kind, reason) in [
+            (Kinds::PREPARE, PinReason::Prepare),
+            (Kinds::ADVISORY, PinReason::AdvisoryLock),
+            (Kinds::LOAD, PinReason::Load),
+            (Kinds::SEED, PinReason::Seed),
+            (Kinds::SEQUENCE, PinReason::Sequence),
+            (Kinds::EXTENSION, PinReason::Extension),
+        ] {
+            if kinds.has(kind) {
+                pins.insert(reason);
+            }
+        }
+        pins
     }
 
     /// Since the last boundary a command other than BEGIN was answered.

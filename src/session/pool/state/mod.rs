@@ -28,6 +28,7 @@
 
 mod analysis;
 mod calls;
+mod command;
 mod doubts;
 mod hint;
 mod lexer;
@@ -39,6 +40,7 @@ mod restore;
 mod settings;
 mod suspicion;
 
+pub use command::{Command, goes_on};
 pub use doubts::Doubts;
 pub use hint::{Hint, LongText};
 pub use pins::{PinReason, Pins};

@@ -99,6 +99,12 @@ impl Pins {
         self.0 & reason as u16 != 0
     }
 
+    /// Those of both.
+    #[must_use]
+    pub fn and(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
     pub fn insert(&mut self, reason: PinReason) {
         self.0 |= reason as u16;
     }
@@ -130,6 +136,17 @@ impl Pins {
         let left = [PinReason::Load, PinReason::Seed, PinReason::Setting];
         self.contains(PinReason::Extension)
             || is_strict && left.into_iter().any(|reason| self.contains(reason))
+    }
+}
+
+/// Their labels: `listen, prepare`.
+impl std::fmt::Display for Pins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, reason) in self.iter().enumerate() {
+            let between = if index > 0 { ", " } else { "" };
+            write!(f, "{between}{}", reason.label())?;
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::Path;
+use crate::session::pool::state::Command;
 
 /// What the names of statements on servers begin with.
 pub(crate) const PREFIX: &str = "tl_";
@@ -124,6 +125,7 @@ impl Interner {
             number,
             name: name(number),
             text: text.into(),
+            command: Command::of(text),
             given: given.into(),
             path,
             resolved,
@@ -199,6 +201,7 @@ pub(super) struct Statement {
     number: u64,
     name: Box<str>,
     pub(super) text: Box<[u8]>,
+    command: Command,
     /// OIDs as the client's Parse gave them; 0 or missing: the server finds out.
     given: Box<[u32]>,
     /// None: it belongs to one session.
@@ -214,6 +217,11 @@ impl Statement {
     /// What it is called on servers.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What executing it does to the transaction.
+    pub(super) fn command(&self) -> Command {
+        self.command
     }
 
     /// What it counts for in a limit of bytes.

@@ -92,6 +92,11 @@ impl Ledger {
         self.queue.front()
     }
 
+    /// What was sent last.
+    pub(super) fn back(&self) -> Option<&Entry> {
+        self.queue.back()
+    }
+
     /// Anything but Sync and the end of a COPY.
     pub(super) fn push(&mut self, kind: Kind, owner: Owner, effect: Effect) {
         if let Some(copy) = &mut self.copy_in {

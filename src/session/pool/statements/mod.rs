@@ -55,6 +55,7 @@ mod tests;
 
 use bytes::{Bytes, BytesMut};
 
+use super::state::Command;
 use crate::wire::pending::{Owner, PendingError, PendingReplies};
 use client::Way;
 use effect::Effect;
@@ -194,6 +195,14 @@ impl<'a> Rewriter<'a> {
     /// `owner` is what [`PendingReplies::server`] says of it.
     pub(crate) fn answered(&mut self, owner: Owner, tag: u8, body: &[u8]) -> Answer {
         self.answer(owner, tag, body)
+    }
+
+    /// As [`SessionStatements::command_of`], of the Bind that was forwarded last.
+    pub(crate) fn command_bound(&self, bind: &[u8], unnamed: Option<Command>) -> Command {
+        match self.connection.ledger.back().map(|entry| &entry.effect) {
+            Some(Effect::Use(named)) => named.statement.command(),
+            _ => self.session.command_of(bind, unnamed),
+        }
     }
 
     /// The client's next message waits for an answer.

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::frames::Target;
 use super::interner::Statement;
 use super::{Interner, Limits};
+use crate::session::pool::state::Command;
 
 /// Bytes of a statement's name that count: PostgreSQL compares no more (`NAMEDATALEN` - 1).
 const NAME_BYTES: usize = 63;
@@ -184,7 +186,6 @@ impl SessionStatements {
 
     /// The connection is lost or was given up with answers outstanding: what they would have
     /// changed has not happened.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn connection_lost(&mut self) {
         self.names.retain(|_, slot| {
             slot.expected = None;
@@ -196,6 +197,26 @@ impl SessionStatements {
         self.count = self.names.len();
         (self.pending, self.doubts) = (0, 0);
         self.unnamed.pending = 0;
+    }
+
+    /// What executing the portal does that this Bind of the client's makes. `unnamed`: what the
+    /// unnamed statement does, if it was prepared in the same batch.
+    pub(crate) fn command_of(&self, bind: &[u8], unnamed: Option<Command>) -> Command {
+        let Some(target) = Target::of_bind(bind) else {
+            return Command::Unknown;
+        };
+        if target.name.is_empty() {
+            return unnamed.unwrap_or_else(|| match (&self.unnamed.kept, self.unnamed.pending) {
+                (Kept::Text(kept), 0) => Command::of(&kept.text),
+                _ => Command::Unknown,
+            });
+        }
+        let slot = self.names.get(key(target.name)).filter(|_| self.doubts == 0);
+        let named = slot.and_then(|slot| match slot.pending {
+            0 => slot.confirmed.as_ref(),
+            _ => slot.expected.as_ref(),
+        });
+        named.map_or(Command::Unknown, |named| named.statement.command())
     }
 
     /// Whether one more statement of this size is too much.
