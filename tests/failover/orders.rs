@@ -11,7 +11,7 @@ use super::cluster::{Cluster, Options, Router, fresh_address, output, secret, su
 use super::writers::Writers;
 
 const WRITERS: u64 = 4;
-const TOKEN: &str = "test-token-of-the-operators";
+pub const TOKEN: &str = "test-token-of-the-operators";
 
 fn pooled(dir: &Path) -> Options {
     Options {
@@ -26,7 +26,7 @@ fn pooled(dir: &Path) -> Options {
 
 /// What Patroni runs before it stops a server: `trunkline before-stop`, for a router on another
 /// address than the server's.
-fn install_before_stop(cluster: &Cluster, router: &Router) {
+pub fn install_before_stop(cluster: &Cluster, router: &Router) {
     let dir = Path::new(cluster.dir());
     let program = dir.join("trunkline");
     fs::copy(env!("CARGO_BIN_EXE_trunkline"), &program).unwrap();

@@ -3,13 +3,14 @@
 
 mod long;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::cluster::{Cluster, Node, Options, Router, eventually, output, secret, succeed};
+use super::orders::{TOKEN, install_before_stop};
 use super::recorder::{Episode, Recorder};
 
 /// How sessions outlive their server.
@@ -38,9 +39,9 @@ const FAILOVER: Duration = Duration::from_mins(1);
 /// Of Patroni: an acknowledged transaction survives its leader.
 const SYNCHRONOUS: &str = r#"{"synchronous_mode": true}"#;
 
-/// While there is no leader, requests and logins are refused. A lost server ends the sessions that
-/// it works for, or their transactions (40001). Drivers have codes of their own (08003), or none.
-const TOLD: [&str; 7] = ["40001", "57P01", "57P03", "08003", "08006", "08007", "-"];
+/// What a client may be told when it has something under way, or when it has been held for too
+/// long. Drivers have codes of their own (08003), or none.
+const TOLD: [&str; 8] = ["57P01", "57P03", "08003", "08006", "08007", "40001", "25P02", "-"];
 
 /// A cluster, a router before it, and writers in five drivers.
 struct Run {
@@ -56,7 +57,9 @@ struct Run {
 impl Run {
     fn start(mode: Mode, name: &str, base: &str, etcd_port: u16) -> Self {
         let options = ["--ttl", "20", "--loop-wait", "2", "--name", name];
-        let cluster = Cluster::start(base, etcd_port, &options);
+        // Where there is no such script, Patroni goes on without.
+        let before_stop = ["--before-stop", "{dir}/before-stop {node}"];
+        let cluster = Cluster::start(base, etcd_port, &[&options[..], &before_stop].concat());
         Self::before(cluster, mode)
     }
 
@@ -64,7 +67,7 @@ impl Run {
         configure(&cluster, SYNCHRONOUS);
         await_synchronous(&cluster);
         let dir = tempfile::tempdir().unwrap();
-        let token = secret(dir.path(), "http.token", &"0123456789abcdef".repeat(4));
+        let token = secret(dir.path(), "http.token", TOKEN);
         let options = Options {
             extra: mode.routes(),
             http: format!("token_file: {}", token.display()),
@@ -127,6 +130,25 @@ impl Run {
         self.during("switchover by patronictl", |cluster, _| {
             cluster.control("switchover", &[]);
         })
+    }
+
+    fn switchover_by_the_router(&mut self) -> Episode {
+        let from = Recorder::begin();
+        self.tell(&["switchover", "--yes"]);
+        self.recorder.await_all();
+        let episode = self.recorder.end("switchover by the router", from);
+        self.whole();
+        episode
+    }
+
+    fn switchover_with_before_stop(&mut self) -> Episode {
+        install_before_stop(&self.cluster, &self.router);
+        let episode = self.during("switchover by patronictl, with before-stop", |cluster, _| {
+            cluster.control("switchover", &[]);
+        });
+        let script = Path::new(self.cluster.dir()).join("before-stop");
+        std::fs::remove_file(script).unwrap();
+        episode
     }
 
     fn kill_the_leader(&mut self) -> Episode {
@@ -205,9 +227,13 @@ fn await_synchronous(cluster: &Cluster) {
 
 fn everything(mode: Mode, base: &str, etcd_port: u16) {
     let mut run = Run::start(mode, "recorded", base, etcd_port);
-    for _ in 0..2 {
-        run.switchover().assert_only(&TOLD);
+    for _ in 0..3 {
+        run.switchover_by_the_router().assert_unnoticed();
     }
+    for _ in 0..2 {
+        run.switchover_with_before_stop().assert_unnoticed();
+    }
+    run.switchover().assert_only(&TOLD);
     run.kill_the_postmaster().assert_only(&TOLD);
     run.kill_the_leader().assert_only(&TOLD);
     run.freeze_the_leader().assert_only(&TOLD);

@@ -361,7 +361,6 @@ impl Account {
 
 impl Episode {
     /// No client of any driver has seen an error or lost its connection.
-    #[allow(dead_code, reason = "while there is no leader, requests are refused")]
     #[track_caller]
     pub fn assert_unnoticed(&self) {
         let is_unnoticed = self.drivers.values().all(Counts::is_unnoticed);
