@@ -89,8 +89,10 @@ fn texts_by(announcer: &mut Announcer, old: &Snapshot, new: &Snapshot) -> Vec<St
 #[test]
 fn each_change_is_one_sentence_and_no_change_is_none() {
     let mut now = Instant::now();
-    let mut state = State::new(settings(SourceKind::Patroni), now);
-    let mut announcer = Announcer::default();
+    let (mut state, mut announcer) = (
+        State::new(settings(SourceKind::Patroni), now),
+        Announcer::default(),
+    );
     let mut changes_after = |observation: Observation| {
         now += Duration::from_millis(10);
         let observation = match observation {

@@ -652,12 +652,12 @@ listeners: [{{name: x, address: "*:1", route: r, mode: tcp}}]
         "15: routes.r.pool.reserve_delay: has no effect without a reserve (write `reserve`, the number of connections beyond \
          `max_connections`, or remove it)"
             .to_owned(),
-        format!("16: routes.r.pool.verify: {session} (remove it, or write `mode: transaction`)"),
+        format!("16: routes.r.pool.verify: {session} (remove it, or write `mode: transaction`, or `resume: tracked` at the route)"),
         "17: routes.r.pool.connects: must be from 1 to 100".to_owned(),
-        format!("18: routes.r.pool.settings: {session} (remove it, or write `mode: transaction`)"),
+        format!("18: routes.r.pool.settings: {session} (remove it, or write `mode: transaction`, or `resume: tracked` at the route)"),
         "18: routes.r.pool.settings[0]: cannot be restored on another connection".to_owned(),
         format!(
-            "19: routes.r.pool.query_timeout: {session} (use PostgreSQL's `statement_timeout`, or write `mode: transaction`)"
+            "19: routes.r.pool.query_timeout: {session} (use PostgreSQL's `statement_timeout`, or write `mode: transaction`, or `resume: tracked` at the route)"
         ),
         "21: routes.r.pool.overrides[0]: needs `user`, `database` or both (limits for every user and database are keys of \
          `pool` itself)"
