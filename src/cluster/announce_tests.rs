@@ -86,6 +86,29 @@ fn texts_by(announcer: &mut Announcer, old: &Snapshot, new: &Snapshot) -> Vec<St
     all.iter().map(ToString::to_string).collect()
 }
 
+/// Patroni names a the leader; its endpoints may differ.
+fn report(disagreement: Option<&str>) -> Observation {
+    let listed = |name: &str, role, host: &str| Listed {
+        name: MemberName::new(name),
+        host: host.into(),
+        port: 5432,
+        role,
+        state: "running".into(),
+        timeline: Some(1),
+        lag: None,
+        tags: BTreeMap::new(),
+        api_url: None,
+    };
+    Observation::Source(SourceReport {
+        members: vec![listed("a", Role::Leader, "h"), listed("b", Role::Replica, "")],
+        named: Named::One(MemberName::new("a")),
+        paused: false,
+        disagreement: disagreement.map(Into::into),
+        rivals: Vec::new(),
+        scheduled: None,
+    })
+}
+
 #[test]
 fn each_change_is_one_sentence_and_no_change_is_none() {
     let mut now = Instant::now();
@@ -106,27 +129,6 @@ fn each_change_is_one_sentence_and_no_change_is_none() {
         let old = state.snapshot();
         state.observe(observation, now);
         texts_by(&mut announcer, &old, &state.snapshot())
-    };
-    let report = |disagreement: Option<&str>| {
-        let listed = |name: &str, role, host: &str| Listed {
-            name: MemberName::new(name),
-            host: host.into(),
-            port: 5432,
-            role,
-            state: "running".into(),
-            timeline: Some(1),
-            lag: None,
-            tags: BTreeMap::new(),
-            api_url: None,
-        };
-        Observation::Source(SourceReport {
-            members: vec![listed("a", Role::Leader, "h"), listed("b", Role::Replica, "")],
-            named: Named::One(MemberName::new("a")),
-            paused: false,
-            disagreement: disagreement.map(Into::into),
-            rivals: Vec::new(),
-            scheduled: None,
-        })
     };
     let probe = |result| Observation::Probe {
         member: MemberName::new("a"),

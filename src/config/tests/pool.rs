@@ -668,7 +668,7 @@ listeners: [{{name: x, address: "*:1", route: r, mode: tcp}}]
             .to_owned(),
         format!(
             "23: routes.r.pool.overrides[2].batch_timeout: {session} (use PostgreSQL's `transaction_timeout`, or write `mode: \
-             transaction`)"
+             transaction`, or `resume: tracked` at the route)"
         ),
         "24: routes.r.pool.size: unknown key `size`".to_owned(),
         "25: listeners[0].mode: cannot be `tcp` where the route has a `pool`: the client itself logs into the server (use \
