@@ -236,7 +236,10 @@ fn a_replication_stream_that_ends_at_a_shutdown_ends_without_a_word() {
     let said = receiver.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(!said.contains("outcome") && !said.contains("lost"), "{said}");
-    let line = router.await_log(&["session ended", "server closed the connection"]);
+    let line = router.await_log(&["session ended"]);
+    // The receiver says goodbye when the stream is complete: it may be faster than the server.
+    let ends = ["server closed the connection", "client terminated the session"];
+    assert!(ends.iter().any(|cause| line.contains(cause)), "{line}");
     assert!(line.contains("INFO"), "{line}");
     assert!(!router.log().contains("outcome unknown"));
 }

@@ -279,7 +279,7 @@ impl ConnectionStatements {
     }
 
     /// Bytes of their texts and parameter types.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.copies.bytes
     }
