@@ -31,9 +31,9 @@ pub struct Leave {
 /// How a session leaves a server that is not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leaving {
-    /// Between transactions, if it can have another server; else it stays.
+    /// Between transactions, if its state can be restored on another connection; else it stays.
     Moves,
-    /// Between transactions; without another server it ends.
+    /// Between transactions; where its state cannot be restored, it ends.
     AtBoundary,
     /// As [`Self::AtBoundary`]; after this time it ends within a transaction.
     Within(Duration),

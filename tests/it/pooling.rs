@@ -33,6 +33,9 @@ mod unasked;
 /// A router with one route and one listener for each `pool:`, in order from this port on.
 const FIRST_PORT: u16 = 6440;
 
+/// In place of a pool: each session keeps a connection of its own.
+const TRACKED: &str = "resume: tracked";
+
 /// Before this server; `pools` are the keys of each route's pool, in transaction mode where they
 /// name no other, and `queue_timeout` is that of all.
 fn router(server: &Postgres, pools: &[&str], queue_timeout: &str) -> Router {
@@ -49,10 +52,14 @@ fn router_before(clusters: &str, pools: &[&str], queue_timeout: &str) -> Router 
         } else {
             "mode: transaction, "
         };
-        let _ = writeln!(
-            routes,
-            "  r{index}: {{targets: [leader], queue_timeout: {queue_timeout}, max_queue: 1000, pool: {{{mode}{pool}}}}}"
-        );
+        let _ = if *pool == TRACKED {
+            writeln!(routes, "  r{index}: {{targets: [leader], {pool}}}")
+        } else {
+            writeln!(
+                routes,
+                "  r{index}: {{targets: [leader], queue_timeout: {queue_timeout}, max_queue: 1000, pool: {{{mode}{pool}}}}}"
+            )
+        };
         let _ = writeln!(
             listeners,
             "  - {{name: l{index}, address: \"{{address}}:{port}\", route: r{index}}}"

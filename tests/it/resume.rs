@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use super::pooling::{bind_named, parse_named, seen};
-use super::raw::{Client, Login, PATIENCE, at, execute, shown, sync};
+use super::raw::{Client, Login, PATIENCE, at, execute, query, shown, sync};
 use crate::cluster::{Cluster, Options, Router, eventually, output, secret};
 
 const ROUTES: &str = "routes:
@@ -13,11 +13,13 @@ const ROUTES: &str = "routes:
   pooled: {targets: [replica], resume: tracked, pool: {mode: session, max_connections: 5}}
   untracked: {targets: [replica]}
   read-write: {targets: [leader], resume: tracked}
+  transactions: {targets: [leader], pool: {mode: transaction, max_connections: 5}}
 ";
 const LISTENERS: &str = "  - {name: plain, address: \"{address}:6440\", route: plain}
   - {name: pooled, address: \"{address}:6441\", route: pooled}
   - {name: untracked, address: \"{address}:6442\", route: untracked}
   - {name: read-write, address: \"{address}:6432\", route: read-write}
+  - {name: transactions, address: \"{address}:6443\", route: transactions}
 ";
 
 struct Subject {
@@ -129,6 +131,33 @@ fn who_is_pinned_or_not_tracked_stays_on_a_drained_member() {
     on.run(&["drain", &before]);
     eventually("the session moves", PATIENCE, || place(&mut pinned) != before);
     on.run(&["ready", &before]);
+}
+
+/// There is no other leader to go to.
+#[test]
+fn clients_of_a_drained_leader_wait_until_it_is_ready() {
+    let on = Subject::start();
+    let (mut kept, mut pooled) = (on.session(6432), on.session(6443));
+    let leader = place(&mut kept);
+    kept.ask("SET work_mem = '9MB'");
+    kept.ask("BEGIN");
+    on.run(&["drain", &leader]);
+    assert_eq!(place(&mut kept), leader, "a transaction stays where it is");
+    kept.ask("COMMIT");
+    kept.send(&query("SHOW work_mem"));
+    pooled.send(&query("SELECT 1"));
+    let address = at(&on.router, 6432);
+    let newcomer = std::thread::spawn(move || Client::login(address, Login::default()).value("SELECT 1"));
+    for (route, clients) in [("read-write", 2.0), ("transactions", 1.0)] {
+        let held = format!("trunkline_hold_length{{route=\"{route}\"}}");
+        eventually("they wait", PATIENCE, || {
+            (on.router.metric(&held) - clients).abs() < 0.1
+        });
+    }
+    on.run(&["ready", &leader]);
+    assert_eq!(seen(&kept.ready()), "9MB");
+    assert_eq!(seen(&pooled.ready()), "1");
+    assert_eq!(newcomer.join().unwrap(), "1");
 }
 
 #[test]

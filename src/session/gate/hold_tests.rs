@@ -95,14 +95,13 @@ async fn only_what_a_failover_can_end_shuts_a_read_write_gate() {
 }
 
 #[tokio::test]
-async fn a_leader_that_an_operator_has_taken_out_of_service_fails_fast() {
+async fn clients_wait_for_a_leader_that_is_drained_and_not_for_one_in_maintenance() {
     let route = tracked(Route::read_write("rw", "main"));
-    for admin in [AdminState::Drain, AdminState::Maint] {
-        let mut changed = Snapshot::clone(&led());
-        changed.members[0].admin = admin;
-        let position = at(1, &route, &changed);
-        assert!(matches!(position, Position::FailFast(_)), "{admin}: {position:?}");
-    }
+    let mut changed = Snapshot::clone(&led());
+    changed.members[0].admin = AdminState::Drain;
+    assert!(matches!(at(1, &route, &changed), Position::Shut { .. }));
+    changed.members[0].admin = AdminState::Maint;
+    assert!(matches!(at(1, &route, &changed), Position::FailFast(_)));
 }
 
 #[tokio::test]
@@ -118,7 +117,7 @@ async fn a_member_that_is_about_to_be_stopped_shuts_the_gates_that_have_no_other
 }
 
 #[tokio::test]
-async fn a_read_only_gate_shuts_while_its_last_replica_is_down_and_not_while_it_is_drained() {
+async fn a_read_only_gate_shuts_while_its_last_replica_is_down_or_drained() {
     let route = tracked(Route::read_only("ro", "main"));
     let with = |change: fn(&mut Member)| {
         let mut changed = Snapshot::clone(&led());
@@ -128,7 +127,9 @@ async fn a_read_only_gate_shuts_while_its_last_replica_is_down_and_not_while_it_
     let down = with(|replica| replica.health.up = false);
     assert!(matches!(at(1, &route, &down), Position::Shut { .. }));
     let drained = with(|replica| replica.admin = AdminState::Drain);
-    assert!(matches!(at(1, &route, &drained), Position::FailFast(_)));
+    assert!(matches!(at(1, &route, &drained), Position::Shut { .. }));
+    let maintained = with(|replica| replica.admin = AdminState::Maint);
+    assert!(matches!(at(1, &route, &maintained), Position::FailFast(_)));
 }
 
 #[tokio::test]

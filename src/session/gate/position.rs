@@ -116,14 +116,15 @@ pub(super) fn evaluate(
     }
 }
 
-/// Whether a failover, or a server's return, may end the lack of servers, and no operator has
-/// caused it.
+/// Whether a failover, a server's return, or the end of a drain may end the lack of servers. A
+/// drained member is worked on and comes back; one in maintenance is gone until further notice.
 fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
     if route.access == Access::ReadWrite {
         return match &snapshot.leader {
-            // Otherwise it is out of service by an operator's order, or lacks what the route asks
-            // for.
-            Leader::Verified { member, .. } => choice.refused.contains(&(member.clone(), Reason::Leaving)),
+            // Otherwise it is in maintenance, or lacks what the route asks for.
+            Leader::Verified { member, .. } => choice.refused.iter().any(|(refused, reason)| {
+                refused == member && matches!(reason, Reason::Leaving | Reason::Draining)
+            }),
             Leader::None(why) => why.cause() == Cause::Passing,
         };
     }
@@ -134,6 +135,7 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         | Reason::Promoting
         | Reason::State(_)
         | Reason::Unidentified
+        | Reason::Draining
         | Reason::Leaving => true,
         Reason::NoLeader(why) => why.cause() == Cause::Passing,
         // The leader that is there will not become a replica by itself.
@@ -143,7 +145,6 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         | Reason::NoAddress
         | Reason::Foreign
         | Reason::Maintenance
-        | Reason::Draining
         | Reason::Role(_)
         | Reason::NoLoadBalance
         | Reason::NotWanted(_)

@@ -1,7 +1,7 @@
 //! Sessions whose server connection is lost, before a real server: what their clients get, and that
 //! they go on with their settings and prepared statements.
 
-use super::{FIRST_PORT, bind_named, cheapen, codes, login, parse_named, router, seen};
+use super::{FIRST_PORT, TRACKED, bind_named, cheapen, codes, login, parse_named, router, seen};
 use crate::cluster::postgres::{Options, Postgres};
 use crate::cluster::{Router, eventually};
 use crate::raw::{Client, PATIENCE, execute, extended, framed, query, shown, sync};
@@ -158,8 +158,17 @@ fn rows() -> Vec<Row> {
 
 #[test]
 fn a_session_in_transaction_mode_goes_on_when_its_server_connection_is_lost() {
+    goes_on("max_connections: 1");
+}
+
+#[test]
+fn a_tracked_session_goes_on_when_its_server_connection_is_lost() {
+    goes_on(TRACKED);
+}
+
+fn goes_on(route: &str) {
     let server = server();
-    let router = router(&server, &["max_connections: 1"], "20s");
+    let router = router(&server, &[route], "20s");
     let mut client = app(&router);
     for row in rows() {
         let what = row.what;
