@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::stream::SessionStream;
 use crate::frontend::Left;
 
-/// Between two looks at a client that is not read.
+/// Between two looks at a client that is not read although it has sent something.
 ///
-/// A timer, because there is no event to wait for. epoll reports the end of the stream as readiness
-/// to read, tokio keeps that readiness while something is unread, and a second registration of the
-/// same socket would cost each session a descriptor.
+/// A timer, because there is no event to wait for then. epoll reports the end of the stream as
+/// readiness to read, tokio keeps that readiness while something is unread, and a second
+/// registration of the same socket would cost each session a descriptor.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// A peer takes this much without reading it: its kernel does. Beyond, silence may be a peer that
@@ -138,10 +138,11 @@ impl Direction {
     }
 }
 
-/// Looks now and then at a client that is not read because the server has to take, or to answer,
-/// something first: it may leave meanwhile.
+/// Notices that a client leaves which is not read because the server has to take, or to answer,
+/// something first. Costs nothing while the client is silent, however long that is.
 #[derive(Debug, Default)]
 pub(super) struct Look {
+    /// Until the next look; none while everything is read that the client has sent.
     timer: Option<Pin<Box<Sleep>>>,
     has_closed: bool,
 }
@@ -149,16 +150,25 @@ pub(super) struct Look {
 impl Look {
     /// Ready once its connection is broken: what it sent before is not worth anything any more.
     pub(super) fn poll_broken(&mut self, cx: &mut Context<'_>, client: &impl SessionStream) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(LOOK)));
-        while timer.as_mut().poll(cx).is_ready() {
-            match client.left() {
-                Left::Broken => return Poll::Ready(()),
-                Left::Closed => self.has_closed = true,
-                Left::No => {}
+        loop {
+            if let Some(timer) = &mut self.timer {
+                ready!(timer.as_mut().poll(cx));
+                match client.left() {
+                    Left::Broken => return Poll::Ready(()),
+                    Left::Closed => self.has_closed = true,
+                    Left::No => {}
+                }
             }
-            timer.as_mut().reset(Instant::now() + LOOK);
+            if client.poll_input(cx).is_pending() {
+                self.timer = None;
+                return Poll::Pending;
+            }
+            let next = Instant::now() + LOOK;
+            match &mut self.timer {
+                Some(timer) => timer.as_mut().reset(next),
+                None => self.timer = Some(Box::pin(sleep_until(next))),
+            }
         }
-        Poll::Pending
     }
 
     /// It was seen to send no more than what is not read yet.
@@ -170,5 +180,116 @@ impl Look {
     /// each read.
     pub(super) fn rest(&mut self) {
         self.timer.take_if(|timer| timer.is_elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::{advance, timeout};
+
+    use super::super::memory;
+    use super::*;
+
+    /// Counts its wake-ups.
+    #[derive(Debug, Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A look that is polled by hand.
+    #[derive(Default)]
+    struct Looking {
+        look: Look,
+        woken: Arc<Count>,
+    }
+
+    impl Looking {
+        fn is_broken(&mut self, client: &impl SessionStream) -> bool {
+            let waker = Waker::from(Arc::clone(&self.woken));
+            let polled = self.look.poll_broken(&mut Context::from_waker(&waker), client);
+            polled.is_ready()
+        }
+
+        fn is_woken(&self) -> bool {
+            self.woken.0.swap(0, Ordering::Relaxed) > 0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_not_looked_at_until_it_leaves() {
+        let (client, router) = memory::connection();
+        let mut looking = Looking::default();
+        assert!(!looking.is_broken(&router));
+        advance(Duration::from_hours(1)).await;
+        assert!(!looking.is_woken());
+        client.reset();
+        assert!(looking.is_woken());
+        assert!(!looking.is_broken(&router));
+        advance(LOOK).await;
+        assert!(looking.is_woken() && looking.is_broken(&router));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_sent_something_is_looked_at_until_that_is_read() {
+        let (mut client, mut router) = memory::connection();
+        let mut looking = Looking::default();
+        client.write_all(b"more").await.unwrap();
+        for _ in 0..3 {
+            assert!(!looking.is_broken(&router));
+            advance(LOOK).await;
+            assert!(looking.is_woken());
+        }
+        router.read_exact(&mut [0; 4]).await.unwrap();
+        assert!(!looking.is_broken(&router));
+        advance(Duration::from_hours(1)).await;
+        assert!(!looking.is_woken());
+        client.write_all(b"more").await.unwrap();
+        assert!(looking.is_woken() && !looking.is_broken(&router));
+        client.reset();
+        advance(LOOK).await;
+        assert!(looking.is_woken() && looking.is_broken(&router));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_sends_no_more_is_no_broken_one() {
+        let (mut client, router) = memory::connection();
+        let mut looking = Looking::default();
+        assert!(!looking.is_broken(&router) && !looking.look.has_closed());
+        client.shutdown().await.unwrap();
+        assert!(looking.is_woken() && !looking.is_broken(&router));
+        advance(LOOK).await;
+        assert!(!looking.is_broken(&router) && looking.look.has_closed());
+    }
+
+    /// The reactor tells it, with everything read that the client has sent.
+    #[tokio::test]
+    async fn a_socket_that_is_reset_is_broken() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut router, _) = listener.accept().await.unwrap();
+        client.write_all(b"query").await.unwrap();
+        let mut buffer = [0; 100];
+        assert_eq!(router.read(&mut buffer).await.unwrap(), 5);
+        let mut look = Look::default();
+        let broken = std::future::poll_fn(|cx| look.poll_broken(cx, &router));
+        let mut broken = std::pin::pin!(broken);
+        assert!(timeout(LOOK * 2, broken.as_mut()).await.is_err());
+        socket2::SockRef::from(&client)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(client);
+        timeout(Duration::from_secs(20), broken).await.unwrap();
     }
 }

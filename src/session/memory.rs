@@ -247,6 +247,15 @@ impl SessionStream for MemoryStream {
         let flow = self.incoming.flow();
         !flow.bytes.is_empty() || flow.state != FlowState::Open
     }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut flow = self.incoming.flow();
+        if !flow.bytes.is_empty() || flow.state != FlowState::Open {
+            return Poll::Ready(());
+        }
+        flow.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
 }
 
 /// A cluster that nobody watches: its tasks never run. One for all, as it never changes.

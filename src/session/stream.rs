@@ -4,6 +4,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -32,6 +33,11 @@ pub trait SessionStream: AsyncRead + AsyncWrite + Unpin {
     /// Whether anything can be read, or the peer has ended the connection: the kernel is asked, and
     /// what TLS has read already counts too. Reads nothing, never waits.
     fn has_input(&self) -> bool;
+
+    /// Ready if the socket has something to read or the peer has ended it, as far as the reactor
+    /// knows. Otherwise the task is woken when that changes, in place of the task that waits for a
+    /// read. Reads nothing.
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
 /// TLS wants to read only while nothing that it has read waits for us.
@@ -62,6 +68,10 @@ impl SessionStream for TcpStream {
     fn has_input(&self) -> bool {
         socket_has_input(&SockRef::from(self))
     }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_read_ready(cx).map(drop)
+    }
 }
 
 impl SessionStream for UnixStream {
@@ -78,6 +88,10 @@ impl SessionStream for UnixStream {
 
     fn has_input(&self) -> bool {
         socket_has_input(&SockRef::from(self))
+    }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_read_ready(cx).map(drop)
     }
 }
 
@@ -98,6 +112,10 @@ impl<S: SessionStream> SessionStream for Box<ClientTlsStream<S>> {
         let (socket, tls) = self.get_ref();
         has_read_ahead(tls.wants_read()) || socket.get_ref().has_input()
     }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.get_ref().0.get_ref().poll_input(cx)
+    }
 }
 
 impl<S: SessionStream> SessionStream for Box<client::TlsStream<S>> {
@@ -116,6 +134,10 @@ impl<S: SessionStream> SessionStream for Box<client::TlsStream<S>> {
     fn has_input(&self) -> bool {
         let (socket, tls) = self.get_ref();
         has_read_ahead(tls.wants_read()) || socket.has_input()
+    }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.get_ref().0.poll_input(cx)
     }
 }
 
@@ -151,6 +173,14 @@ impl SessionStream for ClientStream {
             Self::Unix(stream) => stream.has_input(),
         }
     }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Plain(stream) => stream.poll_input(cx),
+            Self::Tls(stream) => stream.poll_input(cx),
+            Self::Unix(stream) => stream.poll_input(cx),
+        }
+    }
 }
 
 impl SessionStream for ServerStream {
@@ -172,6 +202,10 @@ impl SessionStream for ServerStream {
             Self::Tls(stream) => stream.has_input(),
         }
     }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.tcp().poll_input(cx)
+    }
 }
 
 impl<S: SessionStream> SessionStream for OrderlyStream<S> {
@@ -189,5 +223,9 @@ impl<S: SessionStream> SessionStream for OrderlyStream<S> {
 
     fn has_input(&self) -> bool {
         S::has_input(self)
+    }
+
+    fn poll_input(&self, cx: &mut Context<'_>) -> Poll<()> {
+        S::poll_input(self, cx)
     }
 }
