@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo test test-compose test-systemd test-drivers test-bouncer test-long test-suites fuzz bench bench-pool instructions build dist fmt lint deny reference check-docs install-test clean
+.PHONY: help demo test test-compose test-systemd test-drivers test-bouncer test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -60,6 +60,14 @@ bench: ## pgbench side by side with a bare forwarder, HAProxy and PgBouncer
 bench-pool: ## pooling side by side with PgBouncer
 	@scripts/install-packages bench
 	@scripts/bench-pool
+
+bench-events: ## what clients notice of failovers, side by side with HAProxy and PgBouncer
+	@scripts/install-packages bench
+	@scripts/bench-events
+
+bench-held: ## what clients cost while they are held, and how soon they go on
+	@scripts/install-packages bench
+	@scripts/bench-held
 
 instructions: ## instructions per transaction and per login, compared with benches/instructions.json
 	@scripts/install-packages test

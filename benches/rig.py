@@ -77,9 +77,7 @@ class Rig:
             self.unprivileged([str(PG_BIN / "initdb"), "-D", str(data), "-U", "postgres", "--auth=scram-sha-256",
                                f"--pwfile={pwfile}", "--no-sync", "-E", "UTF8", "--no-locale"]),
             check=True, stdout=subprocess.DEVNULL)
-        self.start("postgres", [PG_BIN / "postgres", "-D", data, "-p", PG_PORT, "-k", self.dir, "-h", HOST,
-                                "-c", "fsync=off", "-c", "max_connections=1200", "-c", "shared_buffers=256MB",
-                                "-c", "logging_collector=off", "-c", "log_min_messages=fatal"], PG_PORT, True)
+        self.start_postgres()
         self.wait_sql(PG_PORT, "postgres", "postgres", "postgres")
         self.psql(PG_PORT, f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'; CREATE DATABASE {DATABASE} OWNER {USER}", "postgres", "postgres", "postgres")
         subprocess.run(["psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-v", "password=trunkline", "-f", ROOT / "config/service-account.sql",
@@ -87,6 +85,11 @@ class Rig:
                        check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PGPASSWORD": "postgres"})
         subprocess.run([PG_BIN / "pgbench", "-i", "-q", "-s", str(scale), "-h", HOST, "-p", str(PG_PORT), "-U", USER, DATABASE],
                        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PGPASSWORD": PASSWORD})
+
+    def start_postgres(self):
+        return self.start("postgres", [PG_BIN / "postgres", "-D", self.dir / "data", "-p", PG_PORT, "-k", self.dir, "-h", HOST,
+                                       "-c", "fsync=off", "-c", "max_connections=1200", "-c", "shared_buffers=256MB",
+                                       "-c", "logging_collector=off", "-c", "log_min_messages=fatal"], PG_PORT, True)
 
     def wait_sql(self, port, user=USER, password=PASSWORD, database=DATABASE):
         deadline = time.monotonic() + 30
@@ -139,8 +142,8 @@ client_tls_key_file = {key}
             certs.chmod(0o755)
         return certs
 
-    def trunkline(self, name, port, http_port, rest, binary=TRUNKLINE):
-        """`rest`: what else its configuration says, its listeners among that."""
+    def trunkline(self, name, port, http_port, rest, binary=TRUNKLINE, http=""):
+        """`rest`: what else its configuration says, its listeners among that; `http`: what else `http` has."""
         certs = self.certificates()
         secret = self.dir / "service-password"
         secret.write_text("trunkline\n")
@@ -155,7 +158,7 @@ tls:
   certificates: [{{cert_file: {certs}/server.crt, key_file: {certs}/server.key}}]
 limits: {{max_clients: {MAX_CLIENTS}}}
 log: {{level: warn}}
-http: {{address: "{HOST}:{http_port}"}}
+http: {{address: "{HOST}:{http_port}"{http}}}
 {rest}""")
         self.start(name, [binary, "run", "-c", conf], port)
         self.wait_sql(port)
