@@ -239,16 +239,17 @@ impl Gate {
     /// so that a balancer's check sees the error.
     ///
     /// # Errors
-    /// No member may serve the route, and its logins are not held: 57P03 with the reasons.
+    /// No member may serve the route, and its logins are not held, or the router hears nothing of
+    /// the cluster any more: 57P03 with the reasons.
     pub(super) fn admits(
         &self,
         load: impl Fn() -> Arc<Snapshot>,
         route: &Arc<Route>,
     ) -> Result<(), ErrorReply> {
-        self.refresh(load, route);
+        self.refresh(&load, route);
         match self.position(Instant::now()) {
-            Position::Open
-            | Position::Shut {
+            Position::Open => hears(&load(), route),
+            Position::Shut {
                 why: ShutReason::Paused,
                 ..
             } => Ok(()),
@@ -521,6 +522,24 @@ fn not_released(route: &Route) -> ErrorReply {
 pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
     let (message, hint) = routing::unavailable(snapshot, route, choice);
     ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
+}
+
+/// Whether a new client can expect a server that was fit when it was heard of last. A router that
+/// is cut off notices that nothing answers before it has lost each member.
+///
+/// # Errors
+/// The router hears nothing of the cluster.
+pub(super) fn hears(snapshot: &Snapshot, route: &Route) -> Result<(), ErrorReply> {
+    if snapshot.hears {
+        return Ok(());
+    }
+    let message = format!(
+        "no server accepts {} sessions now: this router hears nothing of the cluster",
+        route.access
+    );
+    let hint = "Neither Patroni nor a server has answered it for more than a second. Another router may still serve \
+                you; try again later.";
+    Err(ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint))
 }
 
 /// The error for a client whose session waited too long, or may not wait.

@@ -31,6 +31,7 @@ use super::cancel::CancelOutcome;
 use super::close::{close_with_error, closing};
 use super::end::{Cause, End};
 use super::forward::{self, Ended, Forward, Parts};
+use super::gate;
 use super::gauges::GaugeGuard;
 use super::held::{Held, check_placement};
 use super::listener_settings::ListenerSettings;
@@ -317,6 +318,10 @@ async fn admit(
     is_enabled.map_err(|reply| Refusal {
         reply,
         reason: Some(RefuseReason::Disabled),
+    })?;
+    gate::hears(&listener.cluster.snapshot(), &listener.route).map_err(|reply| Refusal {
+        reply,
+        reason: Some(RefuseReason::Unavailable),
     })?;
     let mut admitted = shared.admission.admit(listener).map_err(|reply| Refusal {
         reply,

@@ -108,6 +108,7 @@ fn read_write(view: &ClusterView, strict: bool, disabled: &DisabledRoutes) -> Ch
     }
     let enabled = enabled(&view.read_write, disabled)?;
     let snapshot = view.snapshot.borrow().clone();
+    hears(&snapshot)?;
     let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
     if enabled.iter().copied().any(serves) || !strict && enabled.into_iter().any(|route| (view.holds)(route))
     {
@@ -125,6 +126,12 @@ fn read_write(view: &ClusterView, strict: bool, disabled: &DisabledRoutes) -> Ch
         }
         Leader::None(why) => format!("no leader: {why}"),
     })
+}
+
+/// A router that is cut off refuses new clients, before it has lost each member.
+fn hears(snapshot: &Snapshot) -> CheckResult {
+    let nothing = || "the router hears nothing of the cluster".to_owned();
+    snapshot.hears.then_some(()).ok_or_else(nothing)
 }
 
 /// The routes that an operator has not disabled.
@@ -148,6 +155,7 @@ fn read_only(view: &ClusterView, strict: bool, disabled: &DisabledRoutes) -> Che
     }
     let enabled = enabled(&view.read_only, disabled)?;
     let snapshot = view.snapshot.borrow().clone();
+    hears(&snapshot)?;
     let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
     if enabled.iter().copied().any(serves) || !strict && enabled.iter().any(|route| (view.holds)(route)) {
         return Ok(());

@@ -635,6 +635,22 @@ async fn a_disabled_route_is_not_ready_and_says_nothing_about_servers() {
 }
 
 #[tokio::test]
+async fn a_router_that_hears_nothing_of_the_cluster_is_not_ready() {
+    let mut snapshot = led(vec![primary("p"), member("m")]);
+    snapshot.hears = false;
+    let mut view = view(snapshot, LocalMember::None);
+    view.holds = Arc::new(|_| true);
+    let handles = handles(vec![view]);
+    let router = routes(handles.clone());
+    for path in ["is-ready", "is-ready-rw", "is-ready-ro"] {
+        let got = get(&router, &format!("/connection/{path}")).await;
+        assert_eq!(got.status, 503, "{path}");
+        assert!(got.reason().contains("hears nothing of the cluster"), "{path}");
+    }
+    assert_eq!(get(&router, "/connection/is-live").await.status, 200);
+}
+
+#[tokio::test]
 async fn while_clients_are_held_read_write_stays_ready_unless_asked_strictly() {
     let mut view = view(
         leaderless(vec![member("m")], NoLeader::NotNamed),

@@ -290,6 +290,27 @@ async fn a_held_client_gets_the_error_when_the_time_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_router_that_hears_nothing_refuses_new_clients_although_its_leader_is_not_lost_yet() {
+    let deaf = || {
+        let mut deaf = Snapshot::clone(&led());
+        deaf.hears = false;
+        deaf.version = 3;
+        Arc::new(deaf)
+    };
+    let (gates, route) = (Gates::default(), tracked(Route::read_write("rw", "main")));
+    let gate = gates.of(&route);
+    assert!(gate.admits(led, &route).is_ok());
+    let refused = gate.admits(deaf, &route).unwrap_err();
+    assert_eq!(refused.code, SqlState::CANNOT_CONNECT_NOW);
+    assert!(
+        refused.message.contains("hears nothing of the cluster"),
+        "{refused:?}"
+    );
+    assert!(!gate.must_wait(), "sessions that exist go on");
+    assert!(gate.admits(led, &route).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn clients_of_a_paused_route_go_on_when_the_pause_ends() {
     let (gates, route) = (Gates::default(), tracked(Route::read_write("rw", "main")));
     let gate = gates.of(&route);
