@@ -35,6 +35,12 @@ pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The program under test: the one of this build, or another that `TRUNKLINE_TEST_BINARY` names.
+pub fn binary() -> PathBuf {
+    let other = std::env::var_os("TRUNKLINE_TEST_BINARY");
+    other.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_trunkline")), PathBuf::from)
+}
+
 /// Polls until `done` says yes; fails with `what` after `limit`.
 pub fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
@@ -407,7 +413,7 @@ impl Router {
         let path = dir.path().join("trunkline.yaml");
         fs::write(&path, &text).unwrap();
         let log = fs::File::create(dir.path().join("log")).unwrap();
-        let binary = env!("CARGO_BIN_EXE_trunkline");
+        let binary = binary();
         let mut command = match options.prefix.split_first() {
             Some((first, rest)) => {
                 let mut command = Command::new(first);

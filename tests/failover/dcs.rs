@@ -51,17 +51,10 @@ fn await_setting(cluster: &Cluster, on: bool) {
     });
 }
 
-#[test]
-fn without_the_dcs_the_verified_leader_serves_as_long_as_patroni_lets_it_write() {
-    let cluster = Cluster::start(
-        "127.0.37.11",
-        14070,
-        &["--ttl", "20", "--loop-wait", "1", "--name", "dcs"],
-    );
-    let router = Router::before(&cluster, Options::default());
-    let leader = cluster.node(&cluster.leader());
-    patch(&cluster, r#"{"failsafe_mode": true}"#);
-    await_setting(&cluster, true);
+/// Sets `failsafe_mode`; every node is ready for it when this returns.
+pub fn prepare_failsafe(cluster: &Cluster) {
+    patch(cluster, r#"{"failsafe_mode": true}"#);
+    await_setting(cluster, true);
     eventually("failsafe mode is prepared", Duration::from_secs(20), || {
         cluster.nodes().iter().all(|node| {
             let members = ask(node, "/failsafe");
@@ -77,6 +70,18 @@ fn without_the_dcs_the_verified_leader_serves_as_long_as_patroni_lets_it_write()
             .zip(&seen)
             .all(|(node, seen)| dcs_last_seen(node) >= seen + 4)
     });
+}
+
+#[test]
+fn without_the_dcs_the_verified_leader_serves_as_long_as_patroni_lets_it_write() {
+    let cluster = Cluster::start(
+        "127.0.37.11",
+        14070,
+        &["--ttl", "20", "--loop-wait", "1", "--name", "dcs"],
+    );
+    let router = Router::before(&cluster, Options::default());
+    let leader = cluster.node(&cluster.leader());
+    prepare_failsafe(&cluster);
     let mut session = Session::open(router.address, 6432).unwrap();
 
     // With failsafe_mode: nothing happens to anybody.

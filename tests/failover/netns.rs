@@ -18,26 +18,39 @@ const LISTENERS: &str = "  - {name: rw, address: \"{address}:6432\", route: read
                          - {name: ro, address: \"{address}:6433\", route: read-only}\n  \
                          - {name: forward, address: \"{address}:6532\", route: read-write, mode: tcp}\n";
 
-/// From this network namespace to one of its own.
+/// From this network namespace to others of its own.
 pub struct Wire {
-    pub namespace: String,
+    pub namespaces: Vec<String>,
     process: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Wire {
-    /// `None` where this machine does not allow it.
-    pub fn lay(device: &str, ours: &str, theirs: &[&str]) -> Option<Self> {
+    /// Our addresses, and those in each other namespace; all in one network. `None` where this
+    /// machine does not allow it.
+    pub fn lay(device: &str, ours: &[&str], others: &[&[&str]]) -> Option<Self> {
+        let list = |addresses: &[&str]| {
+            let whole: Vec<String> = addresses.iter().map(|address| format!("{address}/24")).collect();
+            whole.join(",")
+        };
         let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-        let namespace = format!("trunkline-{}-{device}", std::process::id());
-        let made = Command::new("ip").args(["netns", "add", &namespace]).status();
-        if tun.is_err() || !made.is_ok_and(|status| status.success()) {
+        if tun.is_err() {
             return None;
+        }
+        let (mut namespaces, mut theirs) = (Vec::new(), Vec::new());
+        for (number, addresses) in (1..).zip(others) {
+            let namespace = format!("trunkline-{}-{device}{number}", std::process::id());
+            let made = Command::new("ip").args(["netns", "add", &namespace]).status();
+            if !made.is_ok_and(|status| status.success()) {
+                return None;
+            }
+            theirs.push(format!("{namespace}={}", list(addresses)));
+            namespaces.push(namespace);
         }
         let mut process = Command::new("/usr/bin/python3")
             .arg(project().join("tests/failover/wire.py"))
-            .args([&namespace, device, ours])
+            .args([device, &list(ours)])
             .args(theirs)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -48,7 +61,7 @@ impl Wire {
             BufReader::new(process.stdout.take().unwrap()),
         );
         let mut wire = Self {
-            namespace,
+            namespaces,
             process,
             input,
             output,
@@ -63,10 +76,16 @@ impl Wire {
         assert_eq!(line.trim(), word);
     }
 
-    /// `drop` or `pass` for what goes to and from an address.
-    pub fn tell(&mut self, command: &str, address: &str) {
-        writeln!(self.input.as_mut().unwrap(), "{command} {address}").unwrap();
+    /// `drop` or `pass` for what goes to and from an address, or between two (separated by a
+    /// blank).
+    pub fn tell(&mut self, command: &str, addresses: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{command} {addresses}").unwrap();
         self.expect("done");
+    }
+
+    /// What runs a command in the n-th other namespace.
+    pub fn prefix(&self, number: usize) -> [&str; 4] {
+        ["ip", "netns", "exec", &self.namespaces[number]]
     }
 }
 
@@ -74,9 +93,9 @@ impl Drop for Wire {
     fn drop(&mut self) {
         self.input = None;
         let _ = self.process.wait();
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.namespace])
-            .status();
+        for namespace in &self.namespaces {
+            let _ = Command::new("ip").args(["netns", "del", namespace]).status();
+        }
     }
 }
 
@@ -84,14 +103,12 @@ impl Drop for Wire {
 #[allow(clippy::print_stderr, reason = "a test that is left out says so")]
 fn a_leader_whose_packets_are_lost_costs_bounded_time_and_nobody_elses_session() {
     let nodes = ["10.231.30.11", "10.231.30.12", "10.231.30.13"];
-    let theirs: Vec<String> = nodes.iter().map(|address| format!("{address}/24")).collect();
-    let theirs: Vec<&str> = theirs.iter().map(String::as_str).collect();
-    let Some(mut wire) = Wire::lay("tlwire", "10.231.30.1/24", &theirs) else {
+    let Some(mut wire) = Wire::lay("tlwire", &["10.231.30.1"], &[&nodes]) else {
         eprintln!("SKIPPED: network namespaces or /dev/net/tun are not to be had here (root?)");
         return;
     };
     let cluster = Cluster::start_in(
-        &["ip", "netns", "exec", &wire.namespace],
+        &wire.prefix(0),
         nodes[0],
         14090,
         &["--ttl", "20", "--loop-wait", "1", "--name", "silent"],

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use super::cluster::{Cluster, Options, Router, fresh_address, output, secret, succeed};
+use super::cluster::{Cluster, Options, Router, binary, fresh_address, output, secret, succeed};
 use super::writers::Writers;
 
 const WRITERS: u64 = 4;
@@ -29,7 +29,7 @@ fn pooled(dir: &Path) -> Options {
 pub fn install_before_stop(cluster: &Cluster, router: &Router) {
     let dir = Path::new(cluster.dir());
     let program = dir.join("trunkline");
-    fs::copy(env!("CARGO_BIN_EXE_trunkline"), &program).unwrap();
+    fs::copy(binary(), &program).unwrap();
     let token = dir.join("token");
     fs::write(&token, TOKEN).unwrap();
     let owner = cluster.text("run_as");
@@ -56,7 +56,7 @@ fn said_before_stop(cluster: &Cluster, node: &str) -> String {
 }
 
 /// Patroni's REST interface restarts the server of this node in place.
-fn restart(cluster: &Cluster, node: &str) {
+pub fn restart(cluster: &Cluster, node: &str) {
     let rest = cluster.node(node).rest;
     succeed(
         Command::new("curl")
@@ -119,7 +119,7 @@ fn peers(cluster: &Cluster, dir: &Path) -> [Router; 2] {
 
 fn switchover(router: &Router, more: &[&str]) -> Output {
     output(
-        Command::new(env!("CARGO_BIN_EXE_trunkline"))
+        Command::new(binary())
             .args(["switchover", "--yes", "-c"])
             .arg(router.dir().join("trunkline.yaml"))
             .args(more),

@@ -1,10 +1,10 @@
-"""A wire between this network namespace and another, whose packets can be dropped.
+"""A wire between this network namespace and others, whose packets can be dropped.
 
-    wire.py NAMESPACE DEVICE OUR_ADDRESS THEIR_ADDRESS…
+    wire.py DEVICE OUR_ADDRESS,… NAMESPACE=ADDRESS,… …
 
-Two tun devices with this program between them; addresses are IPv4 with a prefix length. Reads lines `drop ADDRESS` and
-`pass ADDRESS` on standard input and answers `done`; says `up` when it carries packets, and ends, devices and all, at the end
-of its input. Root only.
+A tun device in each with this program between them; addresses are IPv4 with a prefix length, all of one network. Reads
+lines `drop ADDRESS` (all from and to it), `drop ADDRESS ADDRESS` (all between these) and the same with `pass` on standard
+input and answers `done`; says `up` when it carries packets, and ends, devices and all, at the end of its input. Root only.
 """
 import ctypes
 import fcntl
@@ -29,37 +29,45 @@ def ip(*arguments):
 
 
 def main():
-    namespace, name, ours, *theirs = sys.argv[1:]
-    here = tun(name)
-    ip("addr", "add", ours, "dev", name)
-    ip("link", "set", name, "up")
-    with open(f"/run/netns/{namespace}") as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-    there = tun(name)
-    ip("link", "set", "lo", "up")
-    for address in theirs:
-        ip("addr", "add", address, "dev", name)
-    ip("link", "set", name, "up")
+    name, ours, *others = sys.argv[1:]
+    at = {}  # where an address is
+
+    def end(addresses):
+        device = tun(name)
+        for address in addresses.split(","):
+            ip("addr", "add", address, "dev", name)
+            at[socket.inet_aton(address.split("/")[0])] = device
+        ip("link", "set", name, "up")
+
+    end(ours)
+    for other in others:
+        namespace, theirs = other.split("=")
+        with open(f"/run/netns/{namespace}") as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        ip("link", "set", "lo", "up")
+        end(theirs)
     print("up", flush=True)
     dropped, commands = set(), b""
-    other = {here: there, there: here}
     while True:
-        for ready in select.select([0, here, there], [], [])[0]:
+        for ready in select.select([0, *set(at.values())], [], [])[0]:
             if ready == 0:
                 data = os.read(0, 4096)
                 if not data:
                     return
                 *lines, commands = (commands + data).split(b"\n")
                 for line in lines:
-                    word, address = line.decode().split()
-                    (dropped.add if word == "drop" else dropped.discard)(socket.inet_aton(address))
+                    word, *addresses = line.decode().split()
+                    which = frozenset(map(socket.inet_aton, addresses))
+                    (dropped.add if word == "drop" else dropped.discard)(which)
                     print("done", flush=True)
                 continue
             try:
                 packet = os.read(ready, 65536)
-                if packet[0] >> 4 == 4 and not dropped & {packet[12:16], packet[16:20]}:
-                    os.write(other[ready], packet)
+                source, target = packet[12:16], packet[16:20]
+                between = {frozenset({source}), frozenset({target}), frozenset({source, target})}
+                if packet[0] >> 4 == 4 and target in at and not dropped & between:
+                    os.write(at[target], packet)
             except OSError:
                 pass  # a full queue drops packets, as wires do
 

@@ -1,154 +1,151 @@
-//! Failovers that take minutes, or are rarer: `make test-long`.
+//! Planned stops in long rows: `make test-long`.
 
-use tokio::time::Instant;
+use std::cmp::Reverse;
 
-use super::super::cluster::pause;
-use super::super::netns::Wire;
+use serde_json::Value;
+
+use super::super::orders::restart;
 use super::*;
 
+/// How often something is repeated: `TRUNKLINE_TEST_ROUNDS`, or `usual`.
+fn rounds(usual: usize) -> usize {
+    let asked = std::env::var("TRUNKLINE_TEST_ROUNDS").ok();
+    asked.map_or(usual, |asked| asked.parse().unwrap())
+}
+
+/// Of a row of switchovers: how long the cluster had no leader, and how long its clients waited.
+fn summary(name: &str, episodes: &[Episode]) {
+    let mut text = format!("{name}, {} in a row (median / worst, ms)", episodes.len());
+    for (what, of) in [
+        ("without a leader", (|episode| episode.gap) as fn(&Episode) -> u64),
+        ("longest pause", Episode::pause),
+        ("difference", |episode| {
+            episode.pause().saturating_sub(episode.gap)
+        }),
+    ] {
+        let mut times: Vec<u64> = episodes.iter().map(of).collect();
+        times.sort_unstable_by_key(|time| Reverse(*time));
+        let _ = write!(text, "; {what} {} / {}", times[times.len() / 2], times[0]);
+    }
+    eprintln!("{text}");
+}
+
+fn unnoticed(run: Run, name: &str, episodes: &[Episode]) {
+    summary(name, episodes);
+    for episode in episodes {
+        episode.assert_unnoticed();
+    }
+    run.finish();
+}
+
 impl Run {
-    /// Patroni demotes its leader if it cannot reach etcd for long enough.
-    fn stop_etcd(&mut self, seconds: u64) {
-        self.during(&format!("etcd stopped for {seconds} s"), |cluster, _| {
-            cluster.control("kill", &["etcd"]);
-            pause(Duration::from_secs(seconds));
-            cluster.control("start", &["etcd"]);
-        })
-        .assert_only(&TOLD);
+    /// So many sessions, over all routers, have a server connection on this member.
+    fn sessions_on(&self, member: &str) -> u64 {
+        let of = |router: &Router| {
+            let text = self.tell(router, &["members", "--json"]);
+            let members: Value = serde_json::from_str(&text).unwrap();
+            let members = members.as_array().unwrap();
+            let found = members.iter().find(|row| row["name"] == member).unwrap();
+            found["sessions"].as_u64().unwrap()
+        };
+        self.routers.iter().map(of).sum()
     }
 
-    /// Another has the leader key long before it can be written to.
-    fn promote_slowly(&mut self) {
-        const SLOW: u64 = 12;
-        // Patroni does not show what it has taken; a parameter of the same change does.
-        let set = format!(
-            r#"{{"postgresql": {{"pre_promote": "/bin/sleep {SLOW}", "parameters": {{"vacuum_cost_limit": 201}}}}}}"#
-        );
-        configure(&self.cluster, &set);
-        for node in self.cluster.nodes() {
-            eventually("Patroni has taken it", FAILOVER, || {
-                node.sql("SHOW vacuum_cost_limit") == "201"
-            });
+    /// PostgreSQL of this member is restarted where it is, when nobody is on it any more.
+    fn restart_drained(&mut self, name: &str) -> Episode {
+        let from = Recorder::begin();
+        for router in &self.routers {
+            self.tell(router, &["drain", name]);
         }
-        let episode = self.switchover();
-        configure(&self.cluster, r#"{"postgresql": {"pre_promote": null}}"#);
-        episode.assert_only(&TOLD);
-        assert!(episode.gap > SLOW * 1000, "it was slow: {} ms", episode.gap);
-    }
-
-    /// The leader dies and is back before its key is gone.
-    fn start_the_old_leader_first(&mut self) {
-        let dead = self.leader().name;
-        self.during("leader killed and started again", |cluster, _| {
-            cluster.control("kill", &[&dead]);
-            pause(Duration::from_secs(3));
-            cluster.control("start", &[&dead]);
-        })
-        .assert_only(&TOLD);
-    }
-
-    fn kill_two_leaders_within_10_s(&mut self) {
-        // Or the second one may acknowledge what no other has.
-        configure(&self.cluster, r#"{"synchronous_mode_strict": true}"#);
-        let first = self.leader().name;
-        let mut second = String::new();
-        let Self {
-            cluster, recorder, ..
-        } = self;
-        let episode = recorder.during("two leaders killed within 10 s", || {
-            cluster.control("kill", &[&first]);
-            second = cluster.leader();
-            let begun = Instant::now();
-            cluster.control("start", &[&first]);
-            await_synchronous(cluster);
-            cluster.control("kill", &[&second]);
-            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        eventually("no session is left on the member", FAILOVER, || {
+            self.sessions_on(name) == 0
         });
-        self.cluster.control("start", &[&second]);
-        self.whole();
-        configure(&self.cluster, r#"{"synchronous_mode_strict": false}"#);
-        // The last leader has no synchronous standby for a while. What waits for one fills the
-        // pool.
-        episode.assert_only(&[&TOLD[..], &["53300"]].concat());
-    }
-
-    /// PostgreSQL of each member is restarted where it is.
-    fn restart_one_after_the_other(&mut self) {
-        let names = self.cluster.replicas().into_iter().chain([self.leader().name]);
-        for name in names.collect::<Vec<_>>() {
-            let from = Recorder::begin();
-            self.tell(&["drain", &name]);
-            let url = format!("{}/restart", self.cluster.node(&name).rest);
-            succeed(Command::new("curl").args(["-sS", "--fail", "--noproxy", "*", "-d", "{}", &url]));
-            self.tell(&["ready", &name]);
-            self.recorder.await_all();
-            self.recorder
-                .end(&format!("{name} restarted"), from)
-                .assert_only(&TOLD);
-            self.whole();
+        restart(&self.cluster, name);
+        for router in &self.routers {
+            self.tell(router, &["ready", name]);
         }
+        self.recorder.await_all();
+        let episode = self.recorder.end(&format!("{name} restarted"), from);
+        self.whole();
+        episode
     }
 }
 
+fn fifty_switchovers(mode: Mode, base: &str, etcd_port: u16) {
+    let mut run = Run::with_peers(mode, "fifty", base, etcd_port);
+    let episodes: Vec<Episode> = (0..rounds(50))
+        .map(|round| run.switchover_by(round % 3))
+        .collect();
+    unnoticed(run, &format!("{mode:?}: trunkline switchover"), &episodes);
+}
+
 #[test]
 #[ignore = "minutes: `make test-long`"]
-fn fifty_switchovers_lose_and_double_nothing() {
-    let mut run = Run::start(Mode::Pooled, "fifty", "127.0.56.11", 14310);
-    for _ in 0..50 {
-        run.switchover().assert_only(&TOLD);
+fn fifty_switchovers_cost_clients_of_pooled_routes_of_three_routers_nothing() {
+    fifty_switchovers(Mode::Pooled, "127.0.56.11", 14310);
+}
+
+#[test]
+#[ignore = "minutes: `make test-long`"]
+fn fifty_switchovers_cost_clients_of_tracked_routes_of_three_routers_nothing() {
+    fifty_switchovers(Mode::Tracked, "127.0.201.11", 15200);
+}
+
+/// Twenty switchovers and five restarts of the leader by Patroni, with its `before_stop`.
+fn stops_by_patroni(mode: Mode, base: &str, etcd_port: u16) {
+    let mut run = Run::with_peers(mode, "before", base, etcd_port);
+    install_before_stop(&run.cluster, &run.routers[0]);
+    let mut episodes: Vec<Episode> = (0..rounds(20)).map(|_| run.switchover()).collect();
+    for _ in 0..rounds(20).div_ceil(4) {
+        let leader = run.leader().name;
+        episodes.push(run.during("leader restarted", |cluster| restart(cluster, &leader)));
+        assert_eq!(run.leader().name, leader);
     }
-    run.finish();
+    unnoticed(run, &format!("{mode:?}: before-stop"), &episodes);
 }
 
 #[test]
 #[ignore = "minutes: `make test-long`"]
-fn rarer_failovers_lose_and_double_nothing() {
-    let mut run = Run::start(Mode::Pooled, "rare", "127.0.57.11", 14320);
-    run.restart_one_after_the_other();
-    run.promote_slowly();
-    run.start_the_old_leader_first();
-    run.kill_two_leaders_within_10_s();
-    run.stop_etcd(15);
-    run.stop_etcd(120);
-    run.finish();
+fn many_stops_by_patroni_after_before_stop_cost_clients_of_pooled_routes_nothing() {
+    stops_by_patroni(Mode::Pooled, "127.0.202.11", 15210);
 }
 
-/// The leader is cut off from the router and everybody else for a while, and goes on leading.
 #[test]
 #[ignore = "minutes: `make test-long`"]
-fn a_leader_that_is_cut_off_loses_and_doubles_nothing() {
-    let nodes = ["10.231.31.11", "10.231.31.12", "10.231.31.13"];
-    let theirs: Vec<String> = nodes.iter().map(|address| format!("{address}/24")).collect();
-    let theirs: Vec<&str> = theirs.iter().map(String::as_str).collect();
-    let Some(mut wire) = Wire::lay("tlcut", "10.231.31.1/24", &theirs) else {
-        eprintln!("SKIPPED: network namespaces or /dev/net/tun are not to be had here (root?)");
-        return;
-    };
-    let cluster = Cluster::start_in(
-        &["ip", "netns", "exec", &wire.namespace],
-        nodes[0],
-        14330,
-        &["--ttl", "20", "--loop-wait", "2", "--name", "cut"],
-    );
+fn many_stops_by_patroni_after_before_stop_cost_clients_of_tracked_routes_nothing() {
+    stops_by_patroni(Mode::Tracked, "127.0.203.11", 15220);
+}
+
+/// Drain, restart, ready: the replicas, and then the leader.
+fn rolling_restart(mode: Mode, base: &str, etcd_port: u16) {
+    let mut run = Run::with_peers(mode, "rolling", base, etcd_port);
+    let leader = run.leader().name;
+    let names = run.cluster.replicas().into_iter().chain([leader.clone()]);
+    let names: Vec<String> = names.collect();
+    let episodes: Vec<Episode> = names.iter().map(|name| run.restart_drained(name)).collect();
+    assert_eq!(run.leader().name, leader);
+    unnoticed(run, &format!("{mode:?}: rolling restart"), &episodes);
+}
+
+#[test]
+#[ignore = "minutes: `make test-long`"]
+fn a_rolling_restart_costs_clients_of_pooled_routes_nothing() {
+    rolling_restart(Mode::Pooled, "127.0.204.11", 15230);
+}
+
+#[test]
+#[ignore = "minutes: `make test-long`"]
+fn a_rolling_restart_costs_clients_of_tracked_routes_nothing() {
+    rolling_restart(Mode::Tracked, "127.0.205.11", 15240);
+}
+
+/// Patroni 3.0 runs nothing before it stops a server.
+#[test]
+#[ignore = "minutes: `make test-long`"]
+fn switchovers_of_patroni_3_0_lose_and_double_nothing() {
+    let cluster = Run::cluster("three", "127.0.206.11", 15250, &["--patroni", "3.0"]);
     let mut run = Run::before(cluster, Mode::Pooled);
-    let leader = run.leader();
-    // Back before anybody else leads.
-    run.during("leader cut off for 10 s", |_, _| {
-        wire.tell("drop", &leader.address);
-        pause(Duration::from_secs(10));
-        wire.tell("pass", &leader.address);
-    })
-    .assert_only(&TOLD);
-    // Another one leads meanwhile.
-    let Run {
-        cluster, recorder, ..
-    } = &mut run;
-    let episode = recorder.during("leader cut off, and another one promoted", || {
-        wire.tell("drop", &leader.address);
-        cluster.control("switchover", &[]);
-    });
-    wire.tell("pass", &leader.address);
-    episode.assert_only(&TOLD);
-    run.whole();
-    run.finish();
+    let episodes: Vec<Episode> = (0..2).map(|_| run.switchover_by_the_router()).collect();
+    run.switchover().assert_only(&TOLD);
+    unnoticed(run, "Patroni 3.0: trunkline switchover", &episodes);
 }

@@ -1,15 +1,21 @@
 //! Failovers under the recorder: what clients of five drivers notice of each, and that the account
 //! holds whatever happens.
 
+mod cut_off;
 mod long;
+mod outages;
 
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::cluster::{Cluster, Node, Options, Router, eventually, output, secret, succeed};
+use super::cluster::{
+    Cluster, Node, Options, Router, binary, eventually, fresh_address, output, secret, succeed,
+};
 use super::orders::{TOKEN, install_before_stop};
 use super::recorder::{Episode, Recorder};
 
@@ -36,6 +42,25 @@ impl Mode {
 
 /// Patroni's ttl and the election, with room for a busy machine.
 const FAILOVER: Duration = Duration::from_mins(1);
+/// Where a router runs.
+struct Place {
+    address: Ipv4Addr,
+    /// Before its command, as `ip netns exec NAME`.
+    prefix: Vec<String>,
+    /// Writers are on this one.
+    has_clients: bool,
+}
+
+impl Place {
+    fn here() -> Self {
+        Self {
+            address: fresh_address(),
+            prefix: Vec::new(),
+            has_clients: true,
+        }
+    }
+}
+
 /// Of Patroni: an acknowledged transaction survives its leader.
 const SYNCHRONOUS: &str = r#"{"synchronous_mode": true}"#;
 
@@ -43,41 +68,74 @@ const SYNCHRONOUS: &str = r#"{"synchronous_mode": true}"#;
 /// long. Drivers have codes of their own (08003), or none.
 const TOLD: [&str; 8] = ["57P01", "57P03", "08003", "08006", "08007", "40001", "25P02", "-"];
 
-/// A cluster, a router before it, and writers in five drivers.
+/// A cluster, a router before it or several that are peers, and writers in five drivers.
 struct Run {
     // Dropped in this order.
     recorder: Recorder,
-    router: Router,
+    routers: Vec<Router>,
     cluster: Cluster,
-    /// For commands to the router.
+    /// For commands to a router.
     token: PathBuf,
     _dir: TempDir,
 }
 
 impl Run {
+    /// One router, ten clients.
     fn start(mode: Mode, name: &str, base: &str, etcd_port: u16) -> Self {
-        let options = ["--ttl", "20", "--loop-wait", "2", "--name", name];
-        // Where there is no such script, Patroni goes on without.
-        let before_stop = ["--before-stop", "{dir}/before-stop {node}"];
-        let cluster = Cluster::start(base, etcd_port, &[&options[..], &before_stop].concat());
-        Self::before(cluster, mode)
+        Self::before(Self::cluster(name, base, etcd_port, &[]), mode)
+    }
+
+    /// Three routers that are peers, sixteen clients.
+    fn with_peers(mode: Mode, name: &str, base: &str, etcd_port: u16) -> Self {
+        let at = [0, 1, 2].map(|_| Place::here());
+        Self::at(Self::cluster(name, base, etcd_port, &[]), mode, &at, 16)
     }
 
     fn before(cluster: Cluster, mode: Mode) -> Self {
+        Self::at(cluster, mode, &[Place::here()], 10)
+    }
+
+    fn cluster(name: &str, base: &str, etcd_port: u16, more: &[&str]) -> Cluster {
+        let options = ["--ttl", "20", "--loop-wait", "2", "--name", name];
+        // Where there is no such script, Patroni goes on without.
+        let before_stop = ["--before-stop", "{dir}/before-stop {node}"];
+        Cluster::start(base, etcd_port, &[&options[..], &before_stop, more].concat())
+    }
+
+    fn at(cluster: Cluster, mode: Mode, places: &[Place], clients: u64) -> Self {
         configure(&cluster, SYNCHRONOUS);
         await_synchronous(&cluster);
         let dir = tempfile::tempdir().unwrap();
         let token = secret(dir.path(), "http.token", TOKEN);
-        let options = Options {
-            extra: mode.routes(),
-            http: format!("token_file: {}", token.display()),
-            ..Options::default()
-        };
-        let router = Router::before(&cluster, options);
-        let recorder = Recorder::start(&cluster, &router, 2, Duration::from_millis(30));
+        let peers = secret(dir.path(), "peers", &"5".repeat(64));
+        let mut routers = Vec::new();
+        for place in places {
+            let mut extra = mode.routes();
+            if places.len() > 1 {
+                let _ = writeln!(extra, "peers:\n  secret_file: {}\n  members:", peers.display());
+            }
+            for other in places.iter().filter(|other| other.address != place.address) {
+                let address = other.address;
+                let _ = writeln!(
+                    extra,
+                    "    - {{name: \"{address}\", address: \"{address}:6432\"}}"
+                );
+            }
+            let options = Options {
+                extra,
+                http: format!("token_file: {}", token.display()),
+                address: Some(place.address),
+                prefix: place.prefix.clone(),
+                ..Options::default()
+            };
+            routers.push(Router::before(&cluster, options));
+        }
+        let with_clients = routers.iter().zip(places).filter(|(_, place)| place.has_clients);
+        let with_clients: Vec<&Router> = with_clients.map(|(router, _)| router).collect();
+        let recorder = Recorder::start(&cluster, &with_clients, clients, Duration::from_millis(30));
         Self {
             recorder,
-            router,
+            routers,
             cluster,
             token,
             _dir: dir,
@@ -85,14 +143,11 @@ impl Run {
     }
 
     /// What clients went through during `event`; the cluster is whole again when this returns.
-    fn during(&mut self, name: &str, event: impl FnOnce(&Cluster, &Router)) -> Episode {
+    fn during(&mut self, name: &str, event: impl FnOnce(&Cluster)) -> Episode {
         let Self {
-            cluster,
-            router,
-            recorder,
-            ..
+            cluster, recorder, ..
         } = self;
-        let episode = recorder.during(name, || event(cluster, router));
+        let episode = recorder.during(name, || event(cluster));
         self.whole();
         episode
     }
@@ -114,10 +169,10 @@ impl Run {
     }
 
     /// `trunkline COMMAND` to this router.
-    fn tell(&self, command: &[&str]) -> String {
-        let url = format!("http://{}:6434", self.router.address);
+    fn tell(&self, router: &Router, command: &[&str]) -> String {
+        let url = format!("http://{}:6434", router.address);
         succeed(
-            Command::new(env!("CARGO_BIN_EXE_trunkline"))
+            Command::new(binary())
                 .args(command)
                 .args(["--url", &url, "--token-file"])
                 .arg(&self.token),
@@ -127,14 +182,18 @@ impl Run {
     // --- events
 
     fn switchover(&mut self) -> Episode {
-        self.during("switchover by patronictl", |cluster, _| {
+        self.during("switchover by patronictl", |cluster| {
             cluster.control("switchover", &[]);
         })
     }
 
     fn switchover_by_the_router(&mut self) -> Episode {
+        self.switchover_by(0)
+    }
+
+    fn switchover_by(&mut self, router: usize) -> Episode {
         let from = Recorder::begin();
-        self.tell(&["switchover", "--yes"]);
+        self.tell(&self.routers[router], &["switchover", "--yes"]);
         self.recorder.await_all();
         let episode = self.recorder.end("switchover by the router", from);
         self.whole();
@@ -142,8 +201,8 @@ impl Run {
     }
 
     fn switchover_with_before_stop(&mut self) -> Episode {
-        install_before_stop(&self.cluster, &self.router);
-        let episode = self.during("switchover by patronictl, with before-stop", |cluster, _| {
+        install_before_stop(&self.cluster, &self.routers[0]);
+        let episode = self.during("switchover by patronictl, with before-stop", |cluster| {
             cluster.control("switchover", &[]);
         });
         let script = Path::new(self.cluster.dir()).join("before-stop");
@@ -167,7 +226,7 @@ impl Run {
     /// Patroni starts it again in its place.
     fn kill_the_postmaster(&mut self) -> Episode {
         let postmaster = self.leader().postmaster();
-        self.during("postmaster killed", |_, _| kill(postmaster))
+        self.during("postmaster killed", |_| kill(postmaster))
     }
 
     /// Thawed without its Patroni, it believes that it leads, and lets itself be written to.

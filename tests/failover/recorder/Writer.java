@@ -56,7 +56,7 @@ public class Writer implements Runnable {
             && java.util.Set.of("FATAL", "PANIC").contains(sql.getServerErrorMessage().getSeverity());
     }
 
-    static Connection connect() throws SQLException {
+    static Connection connect(long writer) throws SQLException {
         Properties properties = new Properties();
         properties.setProperty("user", "app");
         properties.setProperty("password", "app");
@@ -65,7 +65,8 @@ public class Writer implements Runnable {
         properties.setProperty("connectTimeout", "60");
         properties.setProperty("ApplicationName", "recorder");
         properties.setProperty("prepareThreshold", "1");
-        String at = System.getenv("HOST") + ":" + System.getenv("PORT");
+        String[] hosts = System.getenv("HOSTS").split(",");
+        String at = hosts[(int) (writer % hosts.length)] + ":" + System.getenv("PORT");
         return DriverManager.getConnection("jdbc:postgresql://" + at + "/app", properties);
     }
 
@@ -152,7 +153,7 @@ public class Writer implements Runnable {
             long began = now();
             if (connection == null) {
                 try {
-                    connection = connect();
+                    connection = connect(writer);
                     insert = connection.prepareStatement(INSERT);
                     line("login", began, now(), writer, "done", "-", "");
                 } catch (SQLException error) {

@@ -36,9 +36,10 @@ def is_fatal(error):
     return getattr(error, "severity_en", None) in ("FATAL", "PANIC")
 
 
-def connect():
+def connect(writer):
+    hosts = os.environ["HOSTS"].split(",")
     return asyncpg.connect(
-        host=os.environ["HOST"], port=int(os.environ["PORT"]), user="app", password="app", database="app", ssl=TLS,
+        host=hosts[writer % len(hosts)], port=int(os.environ["PORT"]), user="app", password="app", database="app", ssl=TLS,
         timeout=60, server_settings={"application_name": "recorder"})  # fmt: skip
 
 
@@ -94,7 +95,7 @@ async def write(writer):
         began = now()
         if connection is None:
             try:
-                connection = await connect()
+                connection = await connect(writer)
                 line("login", began, now(), writer, "done", "-", "")
             except Exception as error:
                 line("login", began, now(), writer, "error", *told(error))

@@ -24,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What programs of other languages find in their environment.
 #[derive(Debug, Clone)]
 pub struct Job {
-    pub host: String,
+    /// Each writer takes one of them, by its number.
+    pub hosts: Vec<String>,
     pub port: u16,
     pub out: PathBuf,
     pub stop: PathBuf,
@@ -148,8 +149,9 @@ pub fn tokio_postgres(job: Job) -> JoinHandle<()> {
         .collect())
 }
 
-async fn connect(job: &Job) -> Result<(Client, Statement), Error> {
-    let mut config = configuration(&job.host, job.port);
+async fn connect(job: &Job, writer: u64) -> Result<(Client, Statement), Error> {
+    let host = usize::try_from(writer).unwrap() % job.hosts.len();
+    let mut config = configuration(&job.hosts[host], job.port);
     config
         .ssl_mode(SslMode::Require)
         .connect_timeout(Duration::from_mins(1));
@@ -166,7 +168,7 @@ async fn through_the_router(writer: u64, lines: Lines) {
     while lines.goes_on() {
         let began = now();
         let Some((client, insert)) = &mut open else {
-            match connect(&job).await {
+            match connect(&job, writer).await {
                 Ok(new) => {
                     lines.line(&[&"login", &began, &now(), &writer, &"done", &"-", &""]);
                     open = Some(new);
@@ -253,12 +255,12 @@ async fn transaction(
 // --- the direct writer ---------------------------------------------------------------------------
 
 /// Not through the router: at each server of the cluster, as soon as it lets itself be written to.
-pub fn direct(job: Job, hosts: &[String]) -> JoinHandle<()> {
-    let writers = job.writers.clone();
+pub fn direct(job: Job) -> JoinHandle<()> {
+    let (writers, hosts) = (job.writers.clone(), job.hosts.clone());
     let lines = Lines::new(job);
     run(writers
         .into_iter()
-        .zip(hosts.to_owned())
+        .zip(hosts)
         .map(|(writer, host)| at_one_server(writer, host, lines.clone()))
         .collect())
 }

@@ -2,8 +2,8 @@
 //! to the cluster, and the account of what each of them was told is compared with the table.
 //!
 //! Each driver is a program of its own beside this file (tokio-postgres is a thread of this
-//! process). All take the same from their environment: `HOST` and `PORT` of the router, `CA` for
-//! its certificate, `WRITERS` (numbers, one connection each, separated by commas), `PAUSE_MS`
+//! process). All take the same from their environment: `HOSTS` (the routers, of which each writer
+//! takes one by its number) and their `PORT`, `CA` for their certificate, `WRITERS` (numbers, one connection each, separated by commas), `PAUSE_MS`
 //! between two transactions, `OUT`, `STOP` (a file: when it is there, they end) and `LIMIT_S`,
 //! after which they end by themselves. Each writer takes turns: one statement, a transaction of
 //! two, a prepared statement, and three at once as far as the driver can. Its n-th row has the
@@ -28,6 +28,7 @@
 
 mod account;
 mod direct;
+mod tail;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
@@ -42,8 +43,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use account::Fault;
-use account::{Counts, Fate, Login, Row, Write, check, counts, fenced, gap, parse};
+use account::{Counts, Fate, Row, Write, check, counts, fenced, gap};
 use direct::Job;
+use tail::Tail;
 
 use super::cluster::drivers::cache;
 use super::cluster::{Certificates, Cluster, Node, Router, eventually, project};
@@ -53,7 +55,7 @@ const DIRECT: &str = "direct";
 /// Writers from here on are the direct ones.
 const FIRST_DIRECT: u64 = 256;
 /// Programs of other languages end by themselves after this time.
-const LIMIT: Duration = Duration::from_mins(30);
+const LIMIT: Duration = Duration::from_mins(60);
 /// One transaction takes so long at most, held or not; who needs longer hangs.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -68,7 +70,9 @@ pub struct Recorder {
     programs: Vec<(&'static str, Child)>,
     threads: Vec<JoinHandle<()>>,
     writers: BTreeMap<&'static str, Vec<u64>>,
-    log: PathBuf,
+    /// What each driver, and the direct writer, has written so far.
+    lines: BTreeMap<&'static str, Tail>,
+    logs: Vec<PathBuf>,
 }
 
 /// What happened in a stretch of time.
@@ -85,8 +89,9 @@ pub struct Episode {
 }
 
 impl Recorder {
-    /// Makes the table, and starts as many writers in each driver; returns when all write.
-    pub fn start(cluster: &Cluster, router: &Router, writers: u64, pause: Duration) -> Self {
+    /// Makes the table, and starts so many clients in all, spread over drivers and routers; returns
+    /// when all write.
+    pub fn start(cluster: &Cluster, routers: &[&Router], clients: u64, pause: Duration) -> Self {
         let leader = cluster.node(&cluster.leader());
         leader.sql(
             "CREATE TABLE recorded (id bigint NOT NULL, server inet DEFAULT inet_server_addr(), timeline int DEFAULT \
@@ -98,12 +103,16 @@ impl Recorder {
             programs: Vec::new(),
             threads: Vec::new(),
             writers: BTreeMap::new(),
-            log: router.dir().join("log"),
+            lines: BTreeMap::new(),
+            logs: routers.iter().map(|router| router.dir().join("log")).collect(),
         };
+        let hosts: Vec<String> = routers.iter().map(|router| router.address.to_string()).collect();
+        let drivers = DRIVERS.len() as u64;
         for (index, driver) in (0..).zip(DRIVERS) {
-            let numbers: Vec<u64> = (index * 16..index * 16 + writers).collect();
-            recorder.writers.insert(driver, numbers.clone());
-            let job = recorder.job(driver, router.address.to_string(), numbers, pause);
+            // The first drivers have one more.
+            let count = (clients + drivers - 1 - index) / drivers;
+            let numbers: Vec<u64> = (index * 16..index * 16 + count).collect();
+            let job = recorder.job(driver, hosts.clone(), numbers, pause);
             if driver == "tokio-postgres" {
                 recorder.threads.push(direct::tokio_postgres(job));
             } else {
@@ -112,18 +121,20 @@ impl Recorder {
         }
         let hosts: Vec<String> = cluster.nodes().into_iter().map(|node| node.address).collect();
         let numbers: Vec<u64> = (FIRST_DIRECT..).take(hosts.len()).collect();
-        recorder.writers.insert(DIRECT, numbers.clone());
-        let job = recorder.job(DIRECT, String::new(), numbers, Duration::from_millis(20));
-        recorder.threads.push(direct::direct(job, &hosts));
+        let job = recorder.job(DIRECT, hosts, numbers, Duration::from_millis(20));
+        recorder.threads.push(direct::direct(job));
         recorder.await_all();
         recorder
     }
 
-    fn job(&self, driver: &str, host: String, writers: Vec<u64>, pause: Duration) -> Job {
+    fn job(&mut self, driver: &'static str, hosts: Vec<String>, writers: Vec<u64>, pause: Duration) -> Job {
+        let out = self.dir.path().join(driver);
+        self.writers.insert(driver, writers.clone());
+        self.lines.insert(driver, Tail::new(out.clone()));
         Job {
-            host,
+            hosts,
             port: 6432,
-            out: self.dir.path().join(driver),
+            out,
             stop: self.stop(),
             writers,
             pause,
@@ -135,8 +146,10 @@ impl Recorder {
         self.dir.path().join("stop")
     }
 
-    fn lines(&self, driver: &str) -> (Vec<Write>, Vec<Login>) {
-        parse(&fs::read_to_string(self.dir.path().join(driver)).unwrap_or_default())
+    fn lines(&mut self, driver: &str) -> &Tail {
+        let lines = self.lines.get_mut(driver).unwrap();
+        lines.read();
+        lines
     }
 
     /// Until each writer has had a transaction acknowledged that began after this was called.
@@ -157,8 +170,9 @@ impl Recorder {
             }
             seen.clear();
             for driver in DRIVERS {
-                let (writes, logins) = self.lines(driver);
-                for write in &writes {
+                let Tail { writes, logins, .. } = self.lines(driver);
+                // What ended before is further up.
+                for write in writes.iter().rev().take_while(|write| write.ended >= begin) {
                     if write.began >= begin && write.fate() == Fate::Acknowledged {
                         missing.remove(&(driver, write.writer));
                     }
@@ -183,13 +197,13 @@ impl Recorder {
     }
 
     /// What clients have gone through since then.
-    pub fn end(&self, name: &str, from: u64) -> Episode {
+    pub fn end(&mut self, name: &str, from: u64) -> Episode {
         let to = now();
         let mut errors = Vec::new();
         let mut drivers = BTreeMap::new();
         for driver in DRIVERS {
-            let (writes, logins) = self.lines(driver);
-            drivers.insert(driver, counts(&writes, &logins, from, to));
+            let Tail { writes, logins, .. } = self.lines(driver);
+            drivers.insert(driver, counts(writes, logins, from, to));
             let wrong = writes
                 .iter()
                 .filter(|write| write.fate() != Fate::Acknowledged)
@@ -204,7 +218,7 @@ impl Recorder {
             name: name.to_owned(),
             from,
             drivers,
-            gap: gap(&self.lines(DIRECT).0, from, to),
+            gap: gap(&self.lines(DIRECT).writes, from, to),
             errors: errors.into_iter().map(|(_, text)| text).collect(),
         };
         episode.publish();
@@ -227,7 +241,7 @@ impl Recorder {
         }
         let (mut writes, mut count) = (Vec::new(), BTreeMap::new());
         for driver in DRIVERS {
-            let own = self.lines(driver).0;
+            let own = self.lines(driver).writes.clone();
             let with = |fate| own.iter().filter(|write| write.fate() == fate).count();
             let fates = [Fate::Acknowledged, Fate::Failed, Fate::Unknown].map(with);
             count.insert(driver, fates);
@@ -235,7 +249,7 @@ impl Recorder {
         }
         let account = Account {
             faults: check(&writes, &rows(leader, false)),
-            of_the_cluster: check(&self.lines(DIRECT).0, &rows(leader, true)),
+            of_the_cluster: check(&self.lines(DIRECT).writes, &rows(leader, true)),
             leader: leader.clone(),
             writes,
             count,
@@ -246,10 +260,10 @@ impl Recorder {
 
     /// Rows in the table of a server that leads no more, which were written there when another one
     /// led already.
-    pub fn fenced(&self, old: &Node) -> Vec<Fault> {
+    pub fn fenced(&mut self, old: &Node) -> Vec<Fault> {
         let mut writes = Vec::new();
         for driver in DRIVERS {
-            writes.extend(self.lines(driver).0);
+            writes.extend(self.lines(driver).writes.clone());
         }
         fenced(&writes, &rows(old, false))
     }
@@ -266,7 +280,9 @@ impl Drop for Recorder {
             let _ = thread.join();
         }
         if let Some(folder) = left_in() {
-            let _ = fs::copy(&self.log, folder.join("router.log"));
+            for (number, log) in (1..).zip(&self.logs) {
+                let _ = fs::copy(log, folder.join(format!("router{number}.log")));
+            }
             for driver in self.writers.keys() {
                 let _ = fs::copy(self.dir.path().join(driver), folder.join(driver));
             }
@@ -487,7 +503,7 @@ fn program(driver: &str, job: &Job) -> Child {
     };
     let writers: Vec<String> = job.writers.iter().map(ToString::to_string).collect();
     command
-        .env("HOST", &job.host)
+        .env("HOSTS", job.hosts.join(","))
         .env("PORT", job.port.to_string())
         .env("CA", Certificates::shared().file("ca.crt"))
         .env("WRITERS", writers.join(","))

@@ -3,7 +3,8 @@
 const fs = require('fs');
 const { Client } = require('pg');
 
-const { HOST, PORT, CA, OUT, STOP } = process.env;
+const { PORT, CA, OUT, STOP } = process.env;
+const HOSTS = process.env.HOSTS.split(',');
 const PAUSE = Number(process.env.PAUSE_MS);
 const END = Date.now() + Number(process.env.LIMIT_S) * 1000;
 const INSERT = 'INSERT INTO recorded (id) VALUES ($1)';
@@ -20,9 +21,9 @@ function told(error) {
   return [code, `${error.name}: ${error.message}`.replace(/[\t\n]/g, ' ')];
 }
 
-async function connect(isPipelined) {
+async function connect(writer, isPipelined) {
   const client = new Client({
-    host: HOST, port: Number(PORT), user: 'app', password: 'app', database: 'app', connectionTimeoutMillis: 60000,
+    host: HOSTS[writer % HOSTS.length], port: Number(PORT), user: 'app', password: 'app', database: 'app', connectionTimeoutMillis: 60000,
     ssl: { ca: fs.readFileSync(CA, 'utf8'), servername: 'localhost' }, application_name: 'recorder',
     pipeline: isPipelined,
   });
@@ -79,7 +80,7 @@ async function write(writer) {
     let began = now();
     if (!connection) {
       try {
-        connection = await connect(writer % 2 === 1);
+        connection = await connect(writer, writer % 2 === 1);
         line('login', began, now(), writer, 'done', '-', '');
       } catch (error) {
         line('login', began, now(), writer, 'error', ...told(error));

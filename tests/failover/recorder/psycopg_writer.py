@@ -36,10 +36,11 @@ def is_fatal(error):
     return isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized in ("FATAL", "PANIC")
 
 
-def connect():
+def connect(writer):
+    hosts = os.environ["HOSTS"].split(",")
     # verify-full: the name in the certificate is checked, the address is the router's.
     connection = psycopg.connect(
-        host="localhost", hostaddr=os.environ["HOST"], port=os.environ["PORT"], user="app", password="app", dbname="app",
+        host="localhost", hostaddr=hosts[writer % len(hosts)], port=os.environ["PORT"], user="app", password="app", dbname="app",
         sslmode="verify-full", sslrootcert=os.environ["CA"], require_auth="scram-sha-256", autocommit=True,
         connect_timeout=60, application_name="recorder")  # fmt: skip
     connection.prepare_threshold = None  # only where it says so
@@ -84,7 +85,7 @@ def write(writer):
         began = now()
         if connection is None:
             try:
-                connection = connect()
+                connection = connect(writer)
                 line("login", began, now(), writer, "done", "-", "")
             except Exception as error:
                 line("login", began, now(), writer, "error", *told(error))
