@@ -22,6 +22,7 @@ fn summary(name: &str, episodes: &[Episode]) {
         ("difference", |episode| {
             episode.pause().saturating_sub(episode.gap)
         }),
+        ("of it after the gap", |episode| episode.after),
     ] {
         let mut times: Vec<u64> = episodes.iter().map(of).collect();
         times.sort_unstable_by_key(|time| Reverse(*time));
@@ -32,10 +33,10 @@ fn summary(name: &str, episodes: &[Episode]) {
 
 fn unnoticed(run: Run, name: &str, episodes: &[Episode]) {
     summary(name, episodes);
+    run.finish();
     for episode in episodes {
         episode.assert_unnoticed();
     }
-    run.finish();
 }
 
 impl Run {

@@ -74,11 +74,11 @@ fn two_leaders_within_10_s(mode: Mode, base: &str, etcd_port: u16) {
         cluster.control("kill", &[&first]);
         second = cluster.leader();
         let begun = Instant::now();
-        cluster.control("start", &[&first]);
         // Until then the second one acknowledges what no other has.
         await_synchronous(cluster);
         cluster.control("kill", &[&second]);
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        cluster.control("start", &[&first]);
     });
     run.cluster.control("start", &[&second]);
     run.whole();

@@ -11,6 +11,7 @@ import java.sql.SQLException;
 import java.sql.Statement;
 import java.time.Instant;
 import java.util.Properties;
+import org.postgresql.PGStatement;
 import org.postgresql.util.PSQLException;
 
 public class Writer implements Runnable {
@@ -82,6 +83,8 @@ public class Writer implements Runnable {
     void single(long[] ids) throws SQLException {
         phase = "autocommit";
         try (Statement statement = connection.createStatement()) {
+            // Otherwise each becomes a prepared statement of its own, until its garbage is collected.
+            statement.unwrap(PGStatement.class).setPrepareThreshold(0);
             statement.executeUpdate("INSERT INTO recorded (id) VALUES (" + ids[0] + ")");
         }
     }

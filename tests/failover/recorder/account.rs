@@ -3,6 +3,7 @@
 //! Pure, so that it can be shown to find what it must: see the tests at the end.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 /// What a client may say of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -303,9 +304,9 @@ fn phase_name(phase: Phase) -> &'static str {
     }
 }
 
-/// The longest time in which none of these writers had a transaction acknowledged, in ms: where
-/// each is at a server of its own, how long there was no leader.
-pub fn gap(writes: &[Write], from: u64, to: u64) -> u64 {
+/// The longest time in which none of these writers had a transaction acknowledged: where each is at
+/// a server of its own, when there was no leader.
+pub fn gap(writes: &[Write], from: u64, to: u64) -> Range<u64> {
     let mut ends: Vec<u64> = writes
         .iter()
         .filter(|write| write.fate() == Fate::Acknowledged)
@@ -314,7 +315,20 @@ pub fn gap(writes: &[Write], from: u64, to: u64) -> u64 {
         .collect();
     ends.extend([from, to]);
     ends.sort_unstable();
-    ends.windows(2).map(|two| two[1] - two[0]).max().unwrap_or(0) / 1000
+    let gaps = ends.windows(2).map(|two| two[0]..two[1]);
+    gaps.max_by_key(|gap| gap.end - gap.start).unwrap_or(from..to)
+}
+
+/// How long after `moment` each of these writers had a transaction acknowledged; of the last one,
+/// in ms.
+pub fn all_after(writes: &[Write], moment: u64) -> u64 {
+    let mut first: HashMap<u64, u64> = HashMap::new();
+    let later = |write: &&Write| write.ended >= moment && write.fate() == Fate::Acknowledged;
+    for write in writes.iter().filter(later) {
+        let after = first.entry(write.writer).or_insert(write.ended);
+        *after = write.ended.min(*after);
+    }
+    first.into_values().max().map_or(0, |last| last - moment) / 1000
 }
 
 // --- that it finds what it must ------------------------------------------------------------------
@@ -437,7 +451,9 @@ fn pauses_errors_and_reconnects_are_counted_in_their_time() {
     assert_eq!(counted.refused_logins, BTreeMap::from([("57P03".to_owned(), 1)]));
     assert_eq!((counted.reconnects, counted.pause), (1, 70));
     assert!(!counted.is_unnoticed());
-    assert_eq!(gap(&writes, 0, 100_000), 70);
+    // From the end of one to the end of the next.
+    assert_eq!(gap(&writes, 0, 100_000), 20_005..90_005);
+    assert_eq!(all_after(&writes, 21_000), 69, "the failed one does not count");
     let quiet = counts(&writes, &logins, 0, 24_000);
     assert!(quiet.is_unnoticed());
     assert_eq!(quiet.pause, 19, "from the first to the second");
