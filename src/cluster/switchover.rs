@@ -162,7 +162,7 @@ impl LeaderAccess {
             SwitchoverRight::Denied(why) => Finding::remark(
                 what,
                 format!(
-                    "Patroni does not let the router switch over ({why}): `trunkline switchover` needs patroni.basic_auth"
+                    "Patroni does not let the router switch over ({why}): `trunkline switchover` needs patroni.username and patroni.password_file"
                 ),
             ),
             SwitchoverRight::Unknown(why) => Finding::remark(

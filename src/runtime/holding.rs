@@ -227,7 +227,7 @@ impl HoldingRouter {
                 match access.right(&rest).await {
                     SwitchoverRight::Allowed => {}
                     SwitchoverRight::Denied(why) => problems.push(format!(
-                        "Patroni does not let the router switch over ({why}): see clusters.NAME.patroni.basic_auth"
+                        "Patroni does not let the router switch over ({why}): see clusters.NAME.patroni.username"
                     )),
                     SwitchoverRight::Unknown(why) => problems.push(format!("{rest}/switchover: {why}")),
                 }
