@@ -65,6 +65,13 @@ pub struct SwitchoverRequest {
     pub at: Option<SystemTime>,
 }
 
+impl SwitchoverRequest {
+    /// Whether it would take the leadership from this member.
+    pub fn concerns(&self, leader: &MemberName) -> bool {
+        self.leader.as_ref().is_none_or(|old| old == leader) && self.candidate.as_ref() != Some(leader)
+    }
+}
+
 /// Where a request was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestedIn {

@@ -162,6 +162,7 @@ fn nothing() -> Snapshot {
         paused: false,
         hears: true,
         patience: None,
+        switchover_requested: false,
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Snapshot {
     /// How long a failover may take by Patroni's own configuration: `ttl` + `loop_wait`. `None`
     /// while no endpoint has said, and for a fixed list.
     pub patience: Option<Duration>,
+    /// etcd shows a request for a switchover from the leader, now or at a time (`failover`).
+    pub switchover_requested: bool,
 }
 
 impl Snapshot {

@@ -182,6 +182,7 @@ impl State {
             paused: false,
             hears: false,
             patience: None,
+            switchover_requested: false,
         });
         Self {
             settings,
@@ -498,11 +499,8 @@ impl State {
                 member.evidence_at = Some(at);
                 // A member that is already down keeps its error.
                 if member.health.facts.is_some() {
-                    member.down(
-                        CheckStatus::Layer4Connection,
-                        "it refused a connection".into(),
-                        fall,
-                    );
+                    let why = "it refused a connection".into();
+                    member.down(CheckStatus::Layer4Connection, why, fall);
                 }
             }
             Evidence::Promoted | Evidence::Demoted => {
@@ -559,6 +557,7 @@ impl State {
                 .values()
                 .map(|member| self.show(member, now))
                 .collect(),
+            switchover_requested: self.is_switchover_requested(&leader),
             leader,
             source: self.source.clone(),
             system_identifier: self.identifier,

@@ -72,6 +72,7 @@ fn snapshot(members: Vec<Member>, leader: Option<&str>) -> Snapshot {
         paused: false,
         hears: true,
         patience: None,
+        switchover_requested: false,
     }
 }
 

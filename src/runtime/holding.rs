@@ -185,6 +185,13 @@ impl HoldingRouter {
         let access = Arc::new(cluster.leader_access().map_err(|error| error.to_string())?);
         let mut hold = self.prepare(&request.cluster, name, true)?;
         let mut problems = Vec::new();
+        if snapshot.switchover_requested {
+            problems.push(
+                "another switchover is requested: etcd has Patroni's key \"failover\". Wait for its end, or remove it with \
+                 `patronictl flush CLUSTER switchover`"
+                    .to_owned(),
+            );
+        }
         for peer in &request.without_peers {
             if !hold.peers.as_mut().is_some_and(|peers| peers.leave_out(peer)) {
                 problems.push(format!("there is no peer {peer}"));

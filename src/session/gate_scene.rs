@@ -38,6 +38,7 @@ pub(in crate::session) fn snapshot(version: u64) -> Arc<Snapshot> {
         paused: false,
         hears: true,
         patience: None,
+        switchover_requested: false,
     })
 }
 

@@ -160,6 +160,7 @@ mod tests {
             paused: false,
             hears: true,
             patience: None,
+            switchover_requested: false,
         }
     }
 

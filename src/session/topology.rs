@@ -73,5 +73,6 @@ pub(in crate::session) fn snapshot(leader: Option<&str>, members: Vec<Member>) -
         paused: false,
         hears: true,
         patience: None,
+        switchover_requested: false,
     })
 }

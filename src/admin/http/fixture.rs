@@ -48,6 +48,7 @@ pub(in crate::admin) fn snapshot() -> Snapshot {
         paused: false,
         hears: true,
         patience: None,
+        switchover_requested: false,
     }
 }
 

@@ -107,6 +107,28 @@ fn the_leader_that_patroni_stops_is_no_leader_at_once_until_another_one_is_verif
 }
 
 #[test]
+fn a_request_that_concerns_the_leader_is_known_as_long_as_it_is_there() {
+    let mut world = world();
+    let is_requested = |world: &World| world.state.snapshot().switchover_requested;
+    assert!(!is_requested(&world));
+    // Also one whose time has not come, and one that has armed in vain.
+    world.ask(Some(request(Some(0), Some(1))), SECOND * 3600);
+    assert!(is_requested(&world) && world.state.look().is_none());
+    world.ask(Some(request(None, None)), Duration::ZERO);
+    world.pass(SECOND * 60);
+    assert!(is_requested(&world) && world.state.look().is_none());
+    // Those of others, and for whom leads already.
+    for other in [request(Some(1), Some(2)), request(None, Some(0))] {
+        world.ask(Some(other), Duration::ZERO);
+        assert!(!is_requested(&world));
+    }
+    world.ask(Some(request(Some(0), None)), Duration::ZERO);
+    assert!(is_requested(&world));
+    world.ask(None, Duration::ZERO);
+    assert!(!is_requested(&world));
+}
+
+#[test]
 fn a_request_that_patroni_drops_disarms() {
     let mut world = world();
     world.ask(Some(request(Some(0), None)), Duration::ZERO);

@@ -292,16 +292,23 @@ impl State {
             else {
                 continue;
             };
-            let concerns = request.leader.as_ref().is_none_or(|old| old == leader)
-                && request.candidate.as_ref() != Some(leader);
             // Before that the watch may show another cluster's keys.
             let is_ours = place == RequestedIn::Source || self.key.has_agreed();
-            if concerns && is_ours && !is_spent && now + EARLIER >= *due {
+            if request.concerns(leader) && is_ours && !is_spent && now + EARLIER >= *due {
                 return Some((Why::Requested(place), now.max(*due) + rounds));
             }
         }
         let is_new = self.armed.listed.as_ref() != Some(leader);
         (is_new && self.is_listed_as_stopping(leader)).then(|| (Why::ListedAsStopping, now + LISTED))
+    }
+
+    /// Whether etcd shows a request for a switchover from this leader, due or not: Patroni would
+    /// refuse another one.
+    pub(super) fn is_switchover_requested(&self, leader: &Leader) -> bool {
+        let (Leader::Verified { member, .. }, Some(requested)) = (leader, &self.armed.dcs) else {
+            return false;
+        };
+        self.key.has_agreed() && requested.request.concerns(member)
     }
 
     /// The member whose Patroni is to be asked for its status now.

@@ -68,6 +68,7 @@ pub(super) fn differs(a: &Snapshot, b: &Snapshot) -> bool {
         && a.system_identifier == b.system_identifier
         && a.paused == b.paused
         && (a.hears, a.patience) == (b.hears, b.patience)
+        && a.switchover_requested == b.switchover_requested
         && a.members.len() == b.members.len()
         && a.members.iter().zip(&b.members).all(|(a, b)| same_member(a, b));
     !same
