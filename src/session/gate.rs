@@ -392,6 +392,12 @@ impl Gate {
         HeldPlace::new(self, bytes)
     }
 
+    /// How many clients are held, and the bytes of their requests.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, u64) {
+        (self.line.length(), self.line.bytes())
+    }
+
     /// The error if too many clients are held.
     fn too_many(&self) -> ErrorReply {
         let route = self.route.load();

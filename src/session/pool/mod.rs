@@ -61,6 +61,8 @@ mod conversations;
 mod cut_tests;
 #[cfg(test)]
 mod full_tests;
+#[cfg(test)]
+mod held_tests;
 #[cfg(any(test, feature = "instructions"))]
 pub(crate) mod measured;
 #[cfg(test)]

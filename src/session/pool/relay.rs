@@ -101,7 +101,12 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
         if self.is_full() {
             return self.held_back(cx);
         }
-        if self.lease.is_none() && self.request.is_empty() && self.home.gate.is_full_of_bytes() {
+        if self.lease.is_none()
+            && self.request.is_empty()
+            && self.home.gate.is_full_of_bytes()
+            // One that asks nothing takes no place.
+            && self.client.stream.has_input()
+        {
             // What the client asks stays unread until there is a server.
             return Turn::End(Pause::Wait);
         }

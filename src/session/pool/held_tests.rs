@@ -1,0 +1,134 @@
+//! Clients that are held: what is kept of them, what they may do meanwhile, and that they are
+//! served afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::conversations::query;
+use super::stage::{Stage, direct};
+use crate::session::gate::Gate;
+use crate::session::registry::Phase;
+
+const LIMIT: u64 = 64 << 10;
+
+fn gate(stage: &Stage) -> Arc<Gate> {
+    stage.scene.occupancy.gate(&stage.scene.route)
+}
+
+fn refresh(stage: &Stage) {
+    let scene = &stage.scene;
+    gate(stage).holds_logins(|| scene.script.cluster.snapshot(), &scene.route);
+}
+
+/// A client of a route that is paused; a hold has [`LIMIT`] bytes.
+fn paused() -> Stage {
+    let pool = "pool: {mode: transaction, max_connections: 1}";
+    let stage = Stage::of(&format!("{pool}, hold: {{max_bytes: 64kB}}"), &[]);
+    let end = Instant::now() + Duration::from_mins(5);
+    assert!(stage.scene.occupancy.paused_routes().pause("rw", end));
+    refresh(&stage);
+    stage
+}
+
+async fn unpause(stage: &mut Stage) {
+    assert!(stage.scene.occupancy.paused_routes().unpause("rw"));
+    refresh(stage);
+    stage.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_beyond_max_bytes_stay_unread_and_are_served() {
+    let mut stage = paused();
+    let gate = gate(&stage);
+    // Others are held, with as many bytes as a hold may have.
+    let others = gate.hold(LIMIT).expect("there is room");
+    stage.settle().await;
+    assert_eq!(gate.held(), (1, LIMIT), "one that asks nothing takes no place");
+    let said = [query("SELECT 1"), query("SELECT 2")].concat();
+    stage.say(&said).await;
+    assert_eq!(gate.held(), (2, LIMIT), "it is held, and nothing of it is kept");
+    assert_eq!(stage.entry.phase(), Phase::Waiting);
+    drop(others);
+    unpause(&mut stage).await;
+    assert_eq!(stage.heard, direct(&said));
+    assert_eq!(gate.held(), (0, 0));
+    stage.assert_given_back("afterwards");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_below_max_bytes_is_read_once_and_counted() {
+    let mut stage = paused();
+    let gate = gate(&stage);
+    let others = gate.hold(LIMIT - 1).expect("there is room");
+    let said = query("SELECT 1");
+    stage.say(&said).await;
+    let bytes = u64::try_from(said.len()).expect("it is short");
+    assert_eq!(gate.held(), (2, LIMIT - 1 + bytes));
+    // What the client sends behind it stays in the kernel.
+    let more = query("SELECT 2");
+    stage.say(&more).await;
+    assert_eq!(gate.held(), (2, LIMIT - 1 + bytes));
+    drop(others);
+    unpause(&mut stage).await;
+    assert_eq!(stage.heard, direct(&[said, more].concat()));
+    assert_eq!(gate.held(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_message_is_not_held_and_the_whole_one_is() {
+    let said = query("SELECT 1");
+    for split in 1..said.len() {
+        let mut stage = paused();
+        stage.say(&said[..split]).await;
+        assert_eq!(gate(&stage).held(), (0, 0), "at {split}");
+        stage.say(&said[split..]).await;
+        assert_eq!(gate(&stage).held().0, 1, "at {split}");
+        unpause(&mut stage).await;
+        assert_eq!(stage.heard, direct(&said), "at {split}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_client_that_does_not_read_is_served_and_loses_nothing() {
+    let mut stage = paused();
+    stage.client_listens = false;
+    let said = query("SELECT 1");
+    stage.say(&said).await;
+    assert_eq!(gate(&stage).held().0, 1);
+    unpause(&mut stage).await;
+    assert_eq!(gate(&stage).held(), (0, 0));
+    stage.client_listens = true;
+    stage.settle().await;
+    assert_eq!(stage.heard, direct(&said));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_gives_its_place_back() {
+    // Its connection is reset.
+    let mut stage = paused();
+    stage.say(&query("SELECT 1")).await;
+    let gate_of = gate(&stage);
+    assert_eq!(gate_of.held().0, 1);
+    stage.client_leaves(true).await;
+    stage.pass(Duration::from_secs(10)).await;
+    assert!(stage.end.is_some(), "it has ended");
+    drop(stage.end.take());
+    assert_eq!(gate_of.held(), (0, 0));
+    assert_eq!(stage.counts(), [0, 0, 0], "nothing was opened for it");
+
+    // It says goodbye between two requests.
+    let mut stage = paused();
+    stage.say(b"X\0\0\0\x04").await;
+    assert!(stage.end.is_some(), "it has ended");
+    assert_eq!(gate(&stage).held(), (0, 0));
+
+    // Behind a request that is held: the request comes first.
+    let mut stage = paused();
+    let said = query("SELECT 1");
+    stage.say(&[&said[..], b"X\0\0\0\x04"].concat()).await;
+    unpause(&mut stage).await;
+    assert!(stage.end.is_some(), "it has ended");
+    assert_eq!(gate(&stage).held(), (0, 0));
+}
