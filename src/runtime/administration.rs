@@ -162,6 +162,7 @@ impl Administration {
     /// from now on, until [`Self::unfreeze`].
     pub(super) fn freeze(&self) -> (AdminOverrides, bool) {
         let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        self.note_pauses(&overrides);
         self.is_handing_over.store(true, Ordering::Relaxed);
         let is_drained = self.readiness.is_drained();
         (AdminOverrides::clone(&overrides.borrow()), is_drained)
@@ -422,6 +423,32 @@ impl Administration {
             pauses::keep(&mut Arc::make_mut(overrides).paused_routes, route, lasts);
         });
         Ok(())
+    }
+
+    /// Keeps the pauses that others order, a peer or another process of this router, as those that
+    /// are ordered here; until `stop`.
+    pub(super) async fn keep_pauses(self: Arc<Self>) {
+        let paused = Arc::clone(self.occupancy.paused_routes());
+        let mut changes = paused.subscribe();
+        loop {
+            {
+                let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+                if !self.is_handing_over.load(Ordering::Relaxed) {
+                    self.note_pauses(&overrides);
+                }
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn note_pauses(&self, overrides: &watch::Sender<Arc<AdminOverrides>>) {
+        let current = pauses::changed(&overrides.borrow().paused_routes, self.occupancy.paused_routes());
+        if let Some(current) = current {
+            overrides.send_modify(|overrides| Arc::make_mut(overrides).paused_routes = current);
+        }
     }
 
     /// Drains the router, or reverses that. A drained router serves as before and reports that it

@@ -15,7 +15,6 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::administration::Administration;
-use super::pauses::MAX_PAUSE;
 use super::running_hold::{LOOK, Round, RunningHold};
 use super::switchover::{DEFAULT_GRACE, RunningSwitchover, Switchover};
 use crate::admin::{
@@ -28,6 +27,7 @@ use crate::cluster::{ClusterHandle, LeaveToken};
 use crate::events::Events;
 use crate::session::Shared;
 use crate::session::holds::{HoldOrder, HoldRefusal, HoldRequest};
+use crate::session::paused::MAX_PAUSE;
 use crate::session::peers::PeerOrders;
 
 /// How long a stop may be delayed where Patroni does not say its times.

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::session::paused::PausedRoutes;
+use crate::session::paused::{MAX_PAUSE, PausedRoutes};
 
-/// The longest pause.
-pub(super) const MAX_PAUSE: Duration = Duration::from_hours(1);
+/// How much an end may move without being written again: whoever gives an order says how long the
+/// rest is, again and again.
+const TOLERANCE_MS: u64 = 1000;
 
 fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -28,6 +29,23 @@ pub(super) fn keep(kept: &mut BTreeMap<String, u64>, route: &str, lasts: Option<
         }
         None => drop(kept.remove(route)),
     }
+}
+
+/// The pauses of this process as they are to be kept, whoever ordered them; `None` if they are kept
+/// already.
+pub(super) fn changed(kept: &BTreeMap<String, u64>, paused: &PausedRoutes) -> Option<BTreeMap<String, u64>> {
+    let (now, now_ms) = (Instant::now(), now_ms());
+    let mut current = BTreeMap::new();
+    for (route, until) in paused.all().iter().filter(|(_, until)| **until > now) {
+        let left = u64::try_from((*until - now).as_millis()).unwrap_or(u64::MAX);
+        current.insert(route.to_string(), now_ms.saturating_add(left));
+    }
+    let is_kept = |(route, until): (&String, &u64)| {
+        let known = kept.get(route);
+        known.is_some_and(|known| known.abs_diff(*until) <= TOLERANCE_MS)
+    };
+    let is_same = kept.len() == current.len() && current.iter().all(is_kept);
+    (!is_same).then_some(current)
 }
 
 /// Pauses the routes for what is left. A clock that was set back makes no pause longer than
@@ -60,7 +78,30 @@ mod tests {
         assert!(left("rw").is_some_and(|left| left > Duration::from_secs(50)));
         assert!(left("far").is_some_and(|left| left <= MAX_PAUSE));
         assert_eq!(left("ro"), None);
+        assert_eq!(
+            changed(&kept, &paused).unwrap().len(),
+            2,
+            "\"far\" is shorter now"
+        );
         keep(&mut kept, "rw", None);
         assert!(!kept.contains_key("rw"));
+    }
+
+    #[test]
+    fn a_pause_that_anybody_ordered_is_kept_once() {
+        let (mut kept, paused) = (BTreeMap::new(), PausedRoutes::default());
+        assert_eq!(changed(&kept, &paused), None);
+        let end = Instant::now() + Duration::from_mins(5);
+        assert!(paused.pause("rw", end));
+        kept = changed(&kept, &paused).unwrap();
+        assert_eq!(kept.keys().collect::<Vec<_>>(), ["rw"]);
+        for moved in [1, 50, 900] {
+            assert!(paused.pause("rw", end + Duration::from_millis(moved)));
+            assert_eq!(changed(&kept, &paused), None, "a renewal is nothing new");
+        }
+        assert!(paused.pause("rw", end + Duration::from_mins(1)));
+        kept = changed(&kept, &paused).unwrap();
+        assert!(paused.unpause("rw"));
+        assert!(changed(&kept, &paused).unwrap().is_empty());
     }
 }

@@ -354,6 +354,7 @@ impl Parts {
             self.tracker
                 .spawn(service::follow(&self.shared, cluster, self.stop.clone()));
         }
+        self.tracker.spawn(Arc::clone(&self.administration).keep_pauses());
         let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
         self.tracker.spawn(async move {
             tokio::join!(

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::generations::{Answer, RequestKind};
-use super::paused::PausedRoutes;
+use super::paused::{MAX_PAUSE, PausedRoutes};
 use super::registry::{Activity, Phase, Registry, SessionEntry, SessionKind};
 use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
 use crate::cluster::{ClusterHandle, LeaveToken};
@@ -270,7 +270,8 @@ impl Holds {
             if !self.known.load().routes.contains(route) {
                 return Err(HoldRefusal::UnknownRoute);
             }
-            let until = Instant::now() + Duration::from_millis(lasts_ms.into());
+            let lasts = Duration::from_millis(lasts_ms.into()).min(MAX_PAUSE);
+            let until = Instant::now() + lasts;
             if !paused.pause(route, until) {
                 return Err(HoldRefusal::Busy);
             }

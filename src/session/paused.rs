@@ -4,11 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+/// The longest pause.
+pub const MAX_PAUSE: Duration = Duration::from_hours(1);
 /// Routes that can be paused at once; further ones are refused.
 const MAX_PAUSED: usize = 1024;
 
@@ -59,7 +62,8 @@ impl PausedRoutes {
         self.until.load_full()
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
+    /// Says when a pause begins, ends, or gets another end.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 

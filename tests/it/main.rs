@@ -47,6 +47,7 @@ mod main_job;
 mod methods;
 mod mutating;
 mod orders;
+mod pauses;
 mod places;
 mod pool_operations;
 mod pooling;
