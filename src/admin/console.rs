@@ -12,6 +12,7 @@ mod command;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod handler;
+mod orders;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -37,8 +38,10 @@ use crate::session::console::{ConsoleClient, ConsoleEnd};
 use crate::session::end::{Cause, Reason};
 use crate::wire::frame::{self, Frame};
 use crate::wire::message;
-use command::Command;
+use command::Statement;
 use handler::Handler;
+pub use orders::ConsoleOrders;
+use orders::SessionOrders;
 use request::{Change, ConsoleRequest, Names};
 
 /// For an answer that makes no progress because the client does not read it.
@@ -64,11 +67,12 @@ const SETTINGS: [(&str, &str); 10] = [
 ];
 
 type Io = WriteTimeout<ClientStream>;
-type Wire = Framed<Io, PgWireMessageServerCodec<&'static Command>>;
+type Wire = Framed<Io, PgWireMessageServerCodec<Statement>>;
 
 /// Answers commands. One for all sessions.
 pub struct Console {
-    handler: Arc<Handler>,
+    access: AccessView,
+    orders: ConsoleOrders,
 }
 
 impl fmt::Debug for Console {
@@ -78,16 +82,21 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    pub fn new(access: AccessView) -> Self {
-        Self {
-            handler: Arc::new(Handler::new(access)),
-        }
+    pub fn new(access: AccessView, orders: ConsoleOrders) -> Self {
+        Self { access, orders }
     }
 }
 
 impl crate::session::console::Console for Console {
     fn serve(&self, client: ConsoleClient) -> Pin<Box<dyn Future<Output = ConsoleEnd> + Send>> {
-        Box::pin(Conversation::begin(Arc::clone(&self.handler), client))
+        let orders = SessionOrders {
+            about: self.orders.clone(),
+            is_operator: client.is_operator,
+            by: client.by.clone(),
+            closing: client.closing.clone(),
+        };
+        let handler = Handler::new(self.access.clone(), orders);
+        Box::pin(Conversation::begin(Arc::new(handler), client))
     }
 }
 
@@ -107,6 +116,7 @@ impl Conversation {
             user,
             mut welcome,
             closing,
+            ..
         } = client;
         for (name, value) in SETTINGS {
             message::parameter_status(&mut welcome, name.as_bytes(), value.as_bytes());

@@ -22,9 +22,9 @@ mod operations;
 mod views;
 mod write_timeout;
 
-pub use console::Console;
 #[cfg(any(test, fuzzing))]
 pub(crate) use console::fuzzing as console_fuzzing;
+pub use console::{Console, ConsoleOrders};
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub use holding::{
     HoldOperations, PauseReport, PauseRequest, StopReport, SwitchoverPlan, SwitchoverRequest,

@@ -32,7 +32,7 @@ const SYNONYMS: &[(&str, &str)] = &[
 /// Keys of `PgBouncer`, and where the same is said here. `NAME` is any name. Some keys of our own
 /// too, which people look for in a pool.
 const OF_PGBOUNCER: &[(&str, &str)] = &[
-    ("admin_users", "console.users"),
+    ("admin_users", "console.operators"),
     ("auth_file", "auth.users_file"),
     ("auth_hba_file", "auth.hba_file"),
     ("auth_ident_file", "auth.ident_file"),

@@ -25,7 +25,7 @@ use super::state_file::MemberOverrides;
 use super::supervisor::READ_LIMIT;
 use super::{lag_limits, limits};
 use crate::admin::log::LogHandle;
-use crate::admin::{self, AdminThread, ClusterView, Handles};
+use crate::admin::{self, AdminThread, ClusterView, ConsoleOrders, Handles};
 use crate::backend::TlsClient;
 use crate::cluster::snapshot::Leader;
 use crate::cluster::{self, ClusterHandle, PreparedCluster, Reporting, WeakClusterHandle};
@@ -341,7 +341,9 @@ impl Service {
         shared.quota.resize(&new.limits);
         shared.login_throttle.replace_limit(new.auth.rate_limit.clone());
         shared.login_timeout.store(Arc::new(new.auth.login_timeout));
-        shared.console.store(console_access(new, &shared.auth_policy));
+        shared
+            .console
+            .store(console_access(new, &shared.auth_policy, &self.handles));
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
         // Issued keys are sealed with the secret from the start.
         let secret = started.peers.as_ref().map(|peers| peers.secret.clone());
@@ -414,9 +416,21 @@ fn is_led(handle: &ClusterHandle) -> bool {
 pub(super) fn console_access(
     config: &Config,
     access: &Arc<ArcSwap<AuthPolicy>>,
+    handles: &Handles,
 ) -> Option<Arc<ConsoleAccess>> {
     config.console.clone().map(|console| {
-        let answers = admin::Console::new(access_view(access));
+        let routes = config.routes.values();
+        let orders = ConsoleOrders {
+            holding: Arc::clone(&handles.holding),
+            cluster: Arc::clone(&console.cluster),
+            routes: routes.clone().map(|route| Arc::clone(&route.name)).collect(),
+            waiting_routes: routes
+                .filter(|route| route.resume == Resume::Tracked)
+                .map(|route| Arc::clone(&route.name))
+                .collect(),
+            events: handles.events.clone(),
+        };
+        let answers = admin::Console::new(access_view(access), orders);
         Arc::new(ConsoleAccess::new(console, Arc::new(answers)))
     })
 }

@@ -217,6 +217,8 @@ impl Sockets {
             metrics: admin_metrics,
             events: self.events,
         };
+        let console = service::console_access(&self.config, &parts.shared.auth_policy, &handles);
+        parts.shared.console.store(console);
         let http = &self.config.http;
         let admin = admin::prepare(
             http,
@@ -508,7 +510,6 @@ fn share(
     }
     let login_throttle = Arc::new(SharedThrottle::new(config.auth.rate_limit.clone()));
     let auth_policy = Arc::new(ArcSwap::from_pointee(access));
-    let console = service::console_access(config, &auth_policy);
     let closing = CancellationToken::new();
     let session_metrics = session::metrics::Metrics::new(
         metrics,
@@ -524,7 +525,7 @@ fn share(
         pools,
         opener: Arc::default(),
         pool_secret: random(),
-        console: ArcSwapOption::new(console),
+        console: ArcSwapOption::empty(),
         admission: Arc::new(Admission::new(
             config.limits.max_clients,
             config.limits.max_pending_logins,

@@ -41,6 +41,10 @@ pub struct ConsoleClient {
     pub stream: ClientStream,
     /// The user name that the client sent.
     pub user: String,
+    /// Whether it may give orders.
+    pub is_operator: bool,
+    /// The user and the address, for events.
+    pub by: String,
     /// The end of the authentication. The client must get it before anything else.
     pub welcome: BytesMut,
     /// Cancelled when the session has to end.
@@ -118,9 +122,12 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
     let member = MemberName::new(MEMBER);
     let gauge = shared.metrics.session(&record.listener.route.name, &member, None);
     record.member = Some(member);
+    let user = String::from_utf8_lossy(&record.client().user).into_owned();
     let client = ConsoleClient {
         stream,
-        user: String::from_utf8_lossy(&record.client().user).into_owned(),
+        is_operator: access.config.operators.contains(&user),
+        by: format!("{user} at {} (console)", record.client().address),
+        user,
         welcome,
         closing: shared.console_closing.clone(),
     };

@@ -30,6 +30,8 @@ impl SqlState {
     pub const NAME_TOO_LONG: Self = Self(*b"42622");
     pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
     pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
+    pub const OBJECT_NOT_IN_PREREQUISITE_STATE: Self = Self(*b"55000");
+    pub const OBJECT_IN_USE: Self = Self(*b"55006");
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
     pub const CONFIGURATION_LIMIT_EXCEEDED: Self = Self(*b"53400");
     pub const PROGRAM_LIMIT_EXCEEDED: Self = Self(*b"54000");

@@ -135,11 +135,14 @@ fn before_stop_never_fails() {
 
 /// Patroni's REST interface of the shared cluster, but for switchovers: they get an answer of the
 /// test's.
+#[derive(Clone)]
 struct FakeRest {
     url: String,
     /// Status of the answer to a switchover; `None` hangs up.
     status: Arc<Mutex<Option<u16>>>,
-    /// Bodies of the requests for switchovers with a leader.
+    /// Status of the answer to one without a leader, which says whether the router may ask.
+    right: Arc<Mutex<u16>>,
+    /// Bodies of the requests for switchovers with a leader, and what they authenticate with.
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -148,16 +151,22 @@ impl FakeRest {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let status = Arc::new(Mutex::new(Some(200)));
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (asked, right) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(400)));
         let rest = cluster.nodes()[0].rest.clone();
-        let (own, of, seen) = (url.clone(), Arc::clone(&status), Arc::clone(&asked));
+        let fake = Self {
+            url,
+            status,
+            right,
+            asked,
+        };
+        let serving = fake.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (rest, own, of, seen) = (rest.clone(), own.clone(), Arc::clone(&of), Arc::clone(&seen));
-                std::thread::spawn(move || serve(stream.unwrap(), &rest, &own, &of, &seen));
+                let (rest, fake) = (rest.clone(), serving.clone());
+                std::thread::spawn(move || serve(stream.unwrap(), &rest, &fake));
             }
         });
-        Self { url, status, asked }
+        fake
     }
 
     fn set(&self, status: Option<u16>) {
@@ -166,13 +175,7 @@ impl FakeRest {
     }
 }
 
-fn serve(
-    mut stream: TcpStream,
-    rest: &str,
-    own: &str,
-    status: &Mutex<Option<u16>>,
-    asked: &Mutex<Vec<String>>,
-) -> Option<()> {
+fn serve(mut stream: TcpStream, rest: &str, fake: &FakeRest) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
@@ -194,12 +197,13 @@ fn serve(
     let body = String::from_utf8(body).unwrap();
     let (status, text) = if path == "/switchover" && body.contains("null") {
         (
-            400,
+            *fake.right.lock().unwrap(),
             "Switchover could be performed only from a specific leader".to_owned(),
         )
     } else if path == "/switchover" {
-        asked.lock().unwrap().push(body);
-        ((*status.lock().unwrap())?, "as the test says".to_owned())
+        let with = headers.get("authorization").cloned().unwrap_or_default();
+        fake.asked.lock().unwrap().push(format!("{body} {with}"));
+        ((*fake.status.lock().unwrap())?, "as the test says".to_owned())
     } else {
         let said = output(
             Command::new("curl")
@@ -208,7 +212,7 @@ fn serve(
         );
         let said = String::from_utf8(said.stdout).unwrap();
         let (text, status) = said.split_at(said.len().checked_sub(3)?);
-        (status.parse().unwrap(), renamed(text, own))
+        (status.parse().unwrap(), renamed(text, &fake.url))
     };
     let head = format!(
         "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
@@ -353,6 +357,105 @@ fn what_patroni_says_to_a_switchover_decides_whether_clients_wait() {
 }
 
 #[test]
+fn whether_the_router_may_ask_patroni_is_known_beforehand() {
+    let cluster = Cluster::shared();
+    let fake = FakeRest::start(cluster);
+    let dir = tempfile::tempdir().unwrap();
+    let clusters = cluster.yaml(dir.path());
+    let (before, behind) = clusters.split_once("endpoints: [").unwrap();
+    let (_, behind) = behind.split_once(']').unwrap();
+    let password = secret(dir.path(), "basic", "geheim");
+    let options = Options {
+        clusters: Some(format!(
+            "{before}endpoints: [\"{}\"], username: u, password_file: {}{behind}",
+            fake.url,
+            password.display()
+        )),
+        http: format!("token_file: {}", secret(dir.path(), "token", TOKEN).display()),
+        extra: format!("console: {{users: [app], operators: [app]}}\n{POOLED}"),
+        ..Options::default()
+    };
+    let router = Router::before(cluster, options);
+    let (leader, mut client) = (cluster.leader(), session(&router));
+    assert_eq!(client.value("SELECT 1"), "1");
+    let console = |command: &str| {
+        let said = router.psql_output(6432, "dbname=trunkline", command);
+        (
+            said.status.success(),
+            String::from_utf8(said.stdout).unwrap(),
+            String::from_utf8(said.stderr).unwrap(),
+        )
+    };
+    for status in [401, 403] {
+        *fake.right.lock().unwrap() = status;
+        let denied = format!("Patroni does not let the router switch over (HTTP status {status})");
+        let said = trunkline(&router, &["check", "--connect"]);
+        let text = String::from_utf8(said.stdout).unwrap();
+        assert!(said.status.success() && text.contains(&denied), "{text}");
+        let said = trunkline(&router, &["switchover", "--yes"]);
+        let errors = String::from_utf8(said.stderr).unwrap();
+        assert!(!said.status.success() && errors.contains(&denied), "{errors}");
+        let (is_done, rows, _) = console("EXPLAIN SWITCHOVER");
+        assert!(
+            is_done && rows.contains(&format!("not possible now: {denied}")),
+            "{rows}"
+        );
+        let (is_done, _, errors) = console("SWITCHOVER");
+        assert!(
+            !is_done && errors.contains("not possible now") && errors.contains(&denied),
+            "{errors}"
+        );
+    }
+    assert!(fake.asked.lock().unwrap().is_empty());
+    *fake.right.lock().unwrap() = 400;
+    let said = trunkline(&router, &["check", "--connect"]);
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(text.contains("Patroni lets the router switch over"), "{text}");
+
+    // With basic authentication; the checkpoint is made before anybody is held, if it may be made.
+    let checkpoint = "a checkpoint was made in ";
+    for (grant, is_made) in [("GRANT", true), ("REVOKE", false)] {
+        let word = if is_made { "TO" } else { "FROM" };
+        cluster
+            .node(&leader)
+            .sql(&format!("{grant} pg_checkpoint {word} trunkline"));
+        fake.set(Some(412));
+        let (is_done, _, errors) = console("SWITCHOVER");
+        assert!(!is_done, "{errors}");
+        let place = |part: &str| errors.find(part);
+        assert_eq!(place(checkpoint).is_some(), is_made, "{errors}");
+        let first = if is_made {
+            checkpoint
+        } else {
+            "no checkpoint was made: the service account may not"
+        };
+        let steps = [
+            format!("switch over from {leader} to "),
+            first.to_owned(),
+            "clients are held, and no transaction is open".to_owned(),
+            format!("Patroni is asked to switch over from {leader}"),
+            "Patroni refuses, and clients go on: HTTP status 412".to_owned(),
+            "ERROR:  there was no switchover".to_owned(),
+        ];
+        let places: Vec<_> = steps.iter().map(|step| place(step)).collect();
+        assert!(
+            places.iter().all(Option::is_some) && places.is_sorted(),
+            "{errors}"
+        );
+        let asked = fake.asked.lock().unwrap().clone();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        // "u:geheim" in Base64.
+        assert!(asked[0].ends_with(" Basic dTpnZWhlaW0="), "{asked:?}");
+        let (_, rows, _) = console("SHOW SWITCHOVER");
+        assert!(
+            rows.starts_with(&format!("main|{leader}|")) && rows.contains("|failed|"),
+            "{rows}"
+        );
+        assert_eq!(client.value("SELECT 2"), "2");
+    }
+}
+
+#[test]
 fn a_paused_route_lets_its_clients_wait_also_after_a_restart() {
     let server = Postgres::start(&ServerOptions::default());
     let dir = tempfile::tempdir().unwrap();
@@ -407,4 +510,76 @@ fn a_paused_route_lets_its_clients_wait_also_after_a_restart() {
     assert!(trunkline(&router, &["unpause", "read-write"]).status.success());
     router.await_read_write();
     assert_eq!(session(&router).value("SELECT 4"), "4");
+}
+
+/// What `psql` says to this command in the console, errors and notices included.
+fn console(router: &Router, user: &str, command: &str) -> String {
+    let dsn = router.dsn(6432, &format!("dbname=trunkline user={user} password={user}"));
+    let said = output(
+        Command::new("psql")
+            .args(["-XAt", "-v", "VERBOSITY=verbose", "-c", command])
+            .arg(dsn),
+    );
+    String::from_utf8([said.stdout, said.stderr].concat()).unwrap()
+}
+
+#[test]
+fn operators_pause_and_resume_routes_in_the_console() {
+    let server = Postgres::start(&ServerOptions::default());
+    server.sql("CREATE ROLE admin LOGIN PASSWORD 'admin'");
+    let options = Options {
+        clusters: Some(server.yaml()),
+        extra: "console: {users: [app, admin], operators: [admin]}\nroutes:\n  \
+                read-write: {targets: [leader], pool: {mode: transaction, max_connections: 3}}\n  \
+                read-only: {targets: [replica]}\n"
+            .to_owned(),
+        ..Options::default()
+    };
+    let router = Router::launch(None, options);
+    router.await_read_write();
+    let mut client = session(&router);
+    assert_eq!(client.value("SELECT 1"), "1");
+    let is_paused = || router.metric("trunkline_route_paused{route=\"read-write\"}") > 0.5;
+
+    for command in ["PAUSE", "RESUME", "SWITCHOVER", "ABORT SWITCHOVER"] {
+        let said = console(&router, "app", command);
+        assert!(
+            said.contains("ERROR:  42501: permission denied") && said.contains("console.operators"),
+            "{said}"
+        );
+    }
+    let said = console(&router, "admin", "PAUSE nowhere");
+    assert!(said.contains("42704: route \"nowhere\" does not exist"), "{said}");
+    assert!(!is_paused());
+
+    for (pause, resume) in [
+        ("PAUSE", "RESUME"),
+        ("pause \"read-write\"", "resume read-write;"),
+    ] {
+        let said = console(&router, "admin", pause);
+        assert!(
+            said.contains("PAUSE\n") && said.contains("NOTICE:  00000: the clients wait"),
+            "{said}"
+        );
+        assert!(is_paused());
+        send(&mut client, "SELECT 2");
+        eventually("the client waits", Duration::from_secs(10), || {
+            waiting(&router) == 1
+        });
+        let said = console(&router, "admin", resume);
+        assert_eq!(said, "RESUME\n");
+        assert_eq!(answer(&mut client), "TDCZ");
+        assert!(!is_paused());
+    }
+    router.await_log(&["the route is paused", "by=admin at 127.", "(console)"]);
+    // Nothing to end, and nothing that runs.
+    assert_eq!(console(&router, "admin", "RESUME"), "RESUME\n");
+    assert_eq!(console(&router, "app", "SHOW SWITCHOVER").trim(), "");
+    let said = console(&router, "admin", "ABORT SWITCHOVER");
+    assert!(said.contains("55000: no switchover runs"), "{said}");
+    // The members are a fixed list.
+    for command in ["SWITCHOVER", "EXPLAIN SWITCHOVER TO s2"] {
+        let said = console(&router, "admin", command);
+        assert!(said.contains("ERROR:  55000: "), "{said}");
+    }
 }

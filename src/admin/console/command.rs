@@ -3,16 +3,20 @@
 use std::borrow::Cow;
 
 use super::super::handles::AccessView;
+use super::orders::Order;
 use crate::auth::hba::rows::HbaRow;
 use crate::auth::ident::IdentRow;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
+/// The longest name of a route or a member, in bytes.
+const MAX_NAME: usize = 255;
+
 /// One command.
 #[derive(Debug)]
 pub(super) struct Command {
     /// As it is typed, blanks between words, letters in any case; `…` at the end is one or more
-    /// words of any kind.
+    /// words of any kind, `<name>` is a name, in double quotes or without.
     pub(super) text: &'static str,
     /// One line for `SHOW HELP`.
     pub(super) about: &'static str,
@@ -26,6 +30,21 @@ pub(super) enum Effect {
     Nothing {
         tag: &'static str,
     },
+    /// Given to the router.
+    Order {
+        order: Order,
+        /// Of its rows; of one without rows there are none.
+        columns: &'static [Column],
+        tag: &'static str,
+    },
+}
+
+/// A command that a client has sent.
+#[derive(Debug, Clone)]
+pub(super) struct Statement {
+    pub(super) command: &'static Command,
+    /// What stands for `<name>`.
+    pub(super) name: Option<String>,
 }
 
 /// A column's name and type.
@@ -69,7 +88,20 @@ const fn nothing(text: &'static str, tag: &'static str) -> Command {
     }
 }
 
-pub(super) static COMMANDS: [Command; 8] = [
+const fn order(text: &'static str, about: &'static str, order: Order, tag: &'static str) -> Command {
+    let columns: &[Column] = match order {
+        Order::Explain => EXPLAIN,
+        Order::Show => SWITCHOVER,
+        _ => &[],
+    };
+    Command {
+        text,
+        about,
+        effect: Effect::Order { order, columns, tag },
+    }
+}
+
+pub(super) static COMMANDS: [Command; 18] = [
     rows("SHOW HELP", "The commands of the console", HELP, help),
     rows("SHOW VERSION", "The version of the router", VERSION, version),
     rows("SHOW HBA", "The rules that decide on logins, in order", HBA, hba),
@@ -81,11 +113,79 @@ pub(super) static COMMANDS: [Command; 8] = [
         IDENT,
         ident,
     ),
+    order(
+        "PAUSE",
+        "The clients of all pooled and tracked routes wait",
+        Order::Pause,
+        "PAUSE",
+    ),
+    order(
+        "PAUSE <route>",
+        "The clients of a route wait",
+        Order::Pause,
+        "PAUSE",
+    ),
+    order(
+        "RESUME",
+        "The clients of all paused routes go on",
+        Order::Resume,
+        "RESUME",
+    ),
+    order(
+        "RESUME <route>",
+        "The clients of a route go on",
+        Order::Resume,
+        "RESUME",
+    ),
+    order(
+        "EXPLAIN SWITCHOVER",
+        "What a switchover would do, and whether it is possible",
+        Order::Explain,
+        "EXPLAIN",
+    ),
+    order(
+        "EXPLAIN SWITCHOVER TO <node>",
+        "The same, to this member",
+        Order::Explain,
+        "EXPLAIN",
+    ),
+    order(
+        "SWITCHOVER",
+        "Another member becomes the leader, and clients wait for it",
+        Order::SwitchOver,
+        "SWITCHOVER",
+    ),
+    order(
+        "SWITCHOVER TO <node>",
+        "This member becomes the leader, and clients wait for it",
+        Order::SwitchOver,
+        "SWITCHOVER",
+    ),
+    order(
+        "SHOW SWITCHOVER",
+        "The switchover that runs, or the last one",
+        Order::Show,
+        "SHOW",
+    ),
+    order(
+        "ABORT SWITCHOVER",
+        "Undoes the switchover that runs, as long as Patroni has not been asked",
+        Order::Abort,
+        "ABORT",
+    ),
     nothing("SET application_name …", "SET"),
     nothing("SET extra_float_digits …", "SET"),
 ];
 
 const HELP: &[Column] = &[("command", CommandKind::Text), ("description", CommandKind::Text)];
+const EXPLAIN: &[Column] = &[("plan", CommandKind::Text)];
+const SWITCHOVER: &[Column] = &[
+    ("cluster", CommandKind::Text),
+    ("leader", CommandKind::Text),
+    ("candidate", CommandKind::Text),
+    ("state", CommandKind::Text),
+    ("steps", CommandKind::TextArray),
+];
 const VERSION: &[Column] = &[("version", CommandKind::Text)];
 
 /// Those of the view of PostgreSQL 16 and later.
@@ -163,15 +263,18 @@ fn ident(access: &AccessView) -> Vec<Row> {
 }
 
 /// The command of a query; `None` for a query of blanks, comments and semicolons.
-pub(super) fn find(sql: &str) -> Result<Option<&'static Command>, ErrorReply> {
+pub(super) fn find(sql: &str) -> Result<Option<Statement>, ErrorReply> {
     let text = without_comments(sql);
     let is_blank = |c: char| c == ';' || c.is_whitespace();
     let text = text.trim_end_matches(is_blank);
-    let words: Vec<&str> = text.split_whitespace().collect();
+    let words = words(text);
     if words.is_empty() {
         return Ok(None);
     }
-    let found = COMMANDS.iter().find(|command| command.is(&words));
+    let found = COMMANDS.iter().find_map(|command| {
+        let name = command.matched(&words)?;
+        Some(Statement { command, name })
+    });
     found.map(Some).ok_or_else(|| {
         ErrorReply::error(
             SqlState::FEATURE_NOT_SUPPORTED,
@@ -196,11 +299,21 @@ fn is_transaction(word: &str) -> bool {
 }
 
 impl Command {
-    fn is(&self, words: &[&str]) -> bool {
+    /// Whether these words are this command: what stands for its `<name>`, if it has one.
+    #[expect(
+        clippy::option_option,
+        reason = "not this command, or this one without a name"
+    )]
+    fn matched(&self, words: &[&str]) -> Option<Option<String>> {
         let mut given = words.iter();
+        let mut name = None;
         for word in self.text.split(' ') {
             if word == "…" {
-                return given.len() > 0;
+                return (given.len() > 0).then_some(None);
+            }
+            if word.starts_with('<') {
+                name = Some(unquoted(given.next()?)?);
+                continue;
             }
             let same = |given: &&str| {
                 // The schema that names without one are looked for in first.
@@ -210,11 +323,33 @@ impl Command {
                 bare.map_or(*given, |(_, name)| name).eq_ignore_ascii_case(word)
             };
             if !given.next().is_some_and(same) {
-                return false;
+                return None;
             }
         }
-        given.next().is_none()
+        given.next().is_none().then_some(name)
     }
+}
+
+/// Split at blanks that are not in double quotes.
+fn words(text: &str) -> Vec<&str> {
+    let mut is_quoted = false;
+    text.split(|c: char| {
+        is_quoted ^= c == '"';
+        !is_quoted && c.is_whitespace()
+    })
+    .filter(|word| !word.is_empty())
+    .collect()
+}
+
+/// A name as it is meant; `None` if it is none. Letters keep their case.
+fn unquoted(word: &str) -> Option<String> {
+    let inner = word.strip_prefix('"').and_then(|word| word.strip_suffix('"'));
+    let name = match inner {
+        Some(inner) => inner.replace("\"\"", "\u{0}"),
+        None => word.to_owned(),
+    };
+    let is_name = !name.is_empty() && !name.contains('"') && name.len() <= MAX_NAME;
+    is_name.then(|| name.replace('\u{0}', "\""))
 }
 
 /// With a blank for each comment; block comments nest. One without an end runs to the end.

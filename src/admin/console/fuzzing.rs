@@ -2,6 +2,7 @@
 //! the client does.
 
 use std::cell::OnceCell;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use super::super::http::fixture;
+use super::super::http::fixture::{self, NothingHeld};
 use super::Console;
 use crate::frontend::ClientStream;
 use crate::session::console::{Console as _, ConsoleClient};
@@ -33,10 +34,13 @@ async fn session(data: &[u8]) {
     let Ok((ours, theirs)) = UnixStream::pair() else {
         return;
     };
-    let console = Console::new(fixture::access());
+    let orders = fixture::console_orders(Arc::new(NothingHeld::default()));
+    let console = Console::new(fixture::access(), orders);
     let serving = console.serve(ConsoleClient {
         stream: ClientStream::Unix(ours),
         user: "admin".into(),
+        is_operator: true,
+        by: "admin".into(),
         welcome: BytesMut::new(),
         closing: CancellationToken::new(),
     });

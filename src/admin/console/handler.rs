@@ -4,7 +4,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::{Sink, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Sink, SinkExt, stream};
 use pgwire::api::portal::{Format, Portal};
 use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
 use pgwire::api::results::{DataRowEncoder, FieldFormat, FieldInfo, QueryResponse, Response, Tag};
@@ -15,13 +16,15 @@ use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
 
 use super::super::handles::AccessView;
-use super::command::{self, Cell, Column, Command, CommandKind, Effect, Row};
+use super::command::{self, Cell, Column, CommandKind, Effect, Row, Statement};
+use super::orders::{Notices, SessionOrders};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
 #[derive(Debug)]
 pub(super) struct Handler {
     access: AccessView,
+    orders: SessionOrders,
     parser: Arc<Parser>,
 }
 
@@ -30,26 +33,63 @@ pub(super) struct Handler {
 pub(super) struct Parser;
 
 impl Handler {
-    pub(super) fn new(access: AccessView) -> Self {
+    pub(super) fn new(access: AccessView, orders: SessionOrders) -> Self {
         Self {
             access,
+            orders,
             parser: Arc::new(Parser),
         }
     }
 
-    fn run(&self, command: &Command, format: &Format) -> PgWireResult<Response> {
-        match &command.effect {
+    async fn run(
+        &self,
+        statement: &Statement,
+        format: &Format,
+        notices: &mut dyn Notices,
+    ) -> PgWireResult<Response> {
+        match &statement.command.effect {
             Effect::Nothing { tag } => Ok(Response::Execution(Tag::new(tag))),
-            Effect::Rows(columns, rows) => {
-                let fields = Arc::new(fields(columns, format)?);
-                let mut encoder = DataRowEncoder::new(Arc::clone(&fields));
-                let encoded = rows(&self.access).into_iter().map(move |row| {
-                    encode(&mut encoder, &row)?;
-                    Ok(encoder.take_row())
-                });
-                Ok(Response::Query(QueryResponse::new(fields, stream::iter(encoded))))
+            Effect::Rows(columns, rows) => table(columns, format, rows(&self.access)),
+            Effect::Order { order, columns, tag } => {
+                let name = statement.name.as_deref();
+                let answer = self.orders.carry_out(*order, name, notices).await;
+                let rows = answer.map_err(|reply| error(&reply))?;
+                if columns.is_empty() {
+                    return Ok(Response::Execution(Tag::new(tag)));
+                }
+                table(columns, format, rows)
             }
         }
+    }
+}
+
+fn table(columns: &[Column], format: &Format, rows: Vec<Row>) -> PgWireResult<Response> {
+    let fields = Arc::new(fields(columns, format)?);
+    let mut encoder = DataRowEncoder::new(Arc::clone(&fields));
+    let encoded = rows.into_iter().map(move |row| {
+        encode(&mut encoder, &row)?;
+        Ok(encoder.take_row())
+    });
+    Ok(Response::Query(QueryResponse::new(fields, stream::iter(encoded))))
+}
+
+/// The client of an order, to whom notices are sent.
+struct Reader<'a, C>(&'a mut C);
+
+impl<C> Notices for Reader<'_, C>
+where
+    C: Sink<PgWireBackendMessage> + Unpin + Send,
+{
+    fn notice(&mut self, text: String) -> BoxFuture<'_, ()> {
+        let info = ErrorInfo::new("NOTICE".to_owned(), "00000".to_owned(), text);
+        async move {
+            // A client that is gone is noticed at the next answer.
+            let _ = self
+                .0
+                .send(PgWireBackendMessage::NoticeResponse(info.into()))
+                .await;
+        }
+        .boxed()
     }
 }
 
@@ -126,7 +166,7 @@ pub(super) fn error(reply: &ErrorReply) -> PgWireError {
 
 #[async_trait]
 impl SimpleQueryHandler for Handler {
-    async fn do_query<C>(&self, _client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
+    async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore,
@@ -134,7 +174,10 @@ impl SimpleQueryHandler for Handler {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let response = match command::find(query).map_err(|reply| error(&reply))? {
-            Some(command) => self.run(command, &Format::UnifiedText)?,
+            Some(statement) => {
+                self.run(&statement, &Format::UnifiedText, &mut Reader(client))
+                    .await?
+            }
             None => Response::EmptyQuery,
         };
         Ok(vec![response])
@@ -143,7 +186,7 @@ impl SimpleQueryHandler for Handler {
 
 #[async_trait]
 impl ExtendedQueryHandler for Handler {
-    type Statement = &'static Command;
+    type Statement = Statement;
     type QueryParser = Parser;
 
     fn query_parser(&self) -> Arc<Parser> {
@@ -152,48 +195,51 @@ impl ExtendedQueryHandler for Handler {
 
     async fn do_query<C>(
         &self,
-        _client: &mut C,
-        portal: &Portal<&'static Command>,
+        client: &mut C,
+        portal: &Portal<Statement>,
         _max_rows: usize,
     ) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
-        C::PortalStore: PortalStore<Statement = &'static Command>,
+        C::PortalStore: PortalStore<Statement = Statement>,
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        self.run(portal.statement.statement, &portal.result_column_format)
+        let (statement, format) = (&portal.statement.statement, &portal.result_column_format);
+        self.run(statement, format, &mut Reader(client)).await
     }
 }
 
 #[async_trait]
 impl QueryParser for Parser {
-    type Statement = &'static Command;
+    type Statement = Statement;
 
     async fn parse_sql<C>(
         &self,
         _client: &C,
         sql: &str,
         _types: &[Option<Type>],
-    ) -> PgWireResult<Option<&'static Command>>
+    ) -> PgWireResult<Option<Statement>>
     where
         C: ClientInfo + Unpin + Send + Sync,
     {
         command::find(sql).map_err(|reply| error(&reply))
     }
 
-    fn get_parameter_types(&self, _command: &&'static Command) -> PgWireResult<Vec<Type>> {
+    fn get_parameter_types(&self, _statement: &Statement) -> PgWireResult<Vec<Type>> {
         Ok(Vec::new())
     }
 
     fn get_result_schema(
         &self,
-        command: &&'static Command,
+        statement: &Statement,
         format: Option<&Format>,
     ) -> PgWireResult<Vec<FieldInfo>> {
-        match &command.effect {
-            Effect::Rows(columns, _) => fields(columns, format.unwrap_or(&Format::UnifiedText)),
-            Effect::Nothing { .. } => Ok(Vec::new()),
+        match &statement.command.effect {
+            Effect::Nothing { .. } | Effect::Order { columns: [], .. } => Ok(Vec::new()),
+            Effect::Rows(columns, _) | Effect::Order { columns, .. } => {
+                fields(columns, format.unwrap_or(&Format::UnifiedText))
+            }
         }
     }
 }

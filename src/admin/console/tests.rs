@@ -8,14 +8,19 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::super::http::fixture;
+use super::super::holding::SwitchoverStatus;
+use super::super::http::fixture::{self, NothingHeld};
 use super::command::{COMMANDS, Cell, CommandKind, Effect, find};
 use super::*;
 use crate::session::console::Console as _;
 use crate::wire::frame::ErrorFields;
 
 fn text_of(sql: &str) -> Option<&'static str> {
-    find(sql).unwrap().map(|command| command.text)
+    find(sql).unwrap().map(|statement| statement.command.text)
+}
+
+fn name_of(sql: &str) -> Option<String> {
+    find(sql).unwrap().unwrap().name
 }
 
 #[test]
@@ -44,6 +49,25 @@ fn a_command_is_found_however_it_is_typed() {
 }
 
 #[test]
+fn a_name_may_be_in_double_quotes_and_keeps_its_letters() {
+    for (sql, expected) in [
+        ("PAUSE read-write", "read-write"),
+        ("pause Read;", "Read"),
+        ("RESUME \"a \"\" b\" ;", "a \" b"),
+        ("PAUSE /* x */ \"r\"", "r"),
+        ("switchover to db2", "db2"),
+        ("explain switchover TO \"db 2\"", "db 2"),
+    ] {
+        assert_eq!(name_of(sql).as_deref(), Some(expected), "{sql}");
+    }
+    assert_eq!(name_of("PAUSE"), None);
+    let long = format!("PAUSE {}", "x".repeat(256));
+    for sql in ["PAUSE \"\"", "PAUSE \"a", "PAUSE a\"b", "PAUSE \"a\"b\"", &long] {
+        assert!(find(sql).is_err(), "{sql}");
+    }
+}
+
+#[test]
 fn anything_else_is_refused() {
     for sql in [
         "SHOW",
@@ -59,6 +83,9 @@ fn anything_else_is_refused() {
         "BEGIN",
         "é",
         "SHOW HB\u{c4}",
+        "PAUSE a b",
+        "SWITCHOVER db2",
+        "SWITCHOVER TO",
     ] {
         let reply = find(sql).unwrap_err();
         assert_eq!(reply.code.as_str(), "0A000", "{sql}");
@@ -77,7 +104,7 @@ fn every_command_has_rows_of_its_columns_and_is_in_the_help() {
             "{}",
             command.text
         );
-        let typed = command.text.replace('…', "= x");
+        let typed = command.text.replace('…', "= x").replace(['<', '>'], "");
         assert_eq!(text_of(&typed), Some(command.text));
         if let Effect::Rows(columns, rows) = &command.effect {
             let rows = rows(&access);
@@ -92,9 +119,9 @@ fn every_command_has_rows_of_its_columns_and_is_in_the_help() {
 }
 
 fn answer(sql: &str, access: &AccessView) -> Vec<command::Row> {
-    match find(sql).unwrap().unwrap().effect {
+    match find(sql).unwrap().unwrap().command.effect {
         Effect::Rows(_, rows) => rows(access),
-        Effect::Nothing { .. } => Vec::new(),
+        Effect::Nothing { .. } | Effect::Order { .. } => Vec::new(),
     }
 }
 
@@ -119,11 +146,17 @@ impl Client {
     }
 
     async fn with(closing: CancellationToken) -> Self {
+        Self::before(Arc::default(), true, closing).await
+    }
+
+    async fn before(holding: Arc<NothingHeld>, is_operator: bool, closing: CancellationToken) -> Self {
         let (ours, socket) = UnixStream::pair().unwrap();
-        let console = Console::new(fixture::access());
+        let console = Console::new(fixture::access(), fixture::console_orders(holding));
         let conversation = console.serve(ConsoleClient {
             stream: ClientStream::Unix(ours),
             user: "admin".into(),
+            is_operator,
+            by: "admin".into(),
             welcome: BytesMut::new(),
             closing,
         });
@@ -357,6 +390,115 @@ async fn a_session_ends_when_it_is_told_to_between_answers() {
         .unwrap()
         .unwrap();
     assert_eq!(end.cause, Cause::Ordered(Reason::Shutdown));
+}
+
+#[tokio::test]
+async fn orders_are_for_operators_and_reach_the_router() {
+    let holding = Arc::new(NothingHeld::default());
+    let mut reader = Client::before(Arc::clone(&holding), false, CancellationToken::new()).await;
+    for sql in [
+        "PAUSE",
+        "RESUME read-write",
+        "SWITCHOVER",
+        "EXPLAIN SWITCHOVER",
+        "ABORT SWITCHOVER",
+    ] {
+        reader.send(&[query(sql)]).await;
+        assert_eq!(reader.told().await, "E42501 Z", "{sql}");
+    }
+    assert!(holding.told.lock().unwrap().is_empty());
+    reader.send(&[query("SHOW SWITCHOVER")]).await;
+    assert_eq!(reader.told().await, "TCZ");
+
+    let mut client = Client::before(Arc::clone(&holding), true, CancellationToken::new()).await;
+    let told = |sql: &str| {
+        let known = holding.told.lock().unwrap().drain(..).collect::<Vec<_>>();
+        assert!(known.len() == 1, "{sql}: {known:?}");
+        known.into_iter().next().unwrap()
+    };
+    for sql in ["PAUSE", "PAUSE \"read-write\""] {
+        client.send(&[query(sql)]).await;
+        assert_eq!(client.told().await, "NCZ");
+        assert!(told(sql).starts_with("pause read-write PauseRequest { all_peers: false"));
+    }
+    client.send(&[query("PAUSE nowhere")]).await;
+    assert_eq!(client.told().await, "E42704 Z");
+    // The router refuses; and nothing is paused.
+    client.send(&[query("RESUME read-only"), query("RESUME")]).await;
+    assert_eq!(client.told().await, "E55000 Z");
+    assert_eq!(told("RESUME"), "unpause read-only");
+    assert_eq!(client.told().await, "CZ");
+    client.send(&[query("ABORT SWITCHOVER")]).await;
+    assert_eq!(client.told().await, "E55000 Z");
+    // In the extended protocol, too: the rows are described beforehand.
+    let plan = [
+        parse("", "EXPLAIN SWITCHOVER TO db2"),
+        bind("", "", &[]),
+        framed(b'D', b"P\0"),
+        execute("", 0),
+        sync(),
+    ];
+    client.send(&plan).await;
+    assert_eq!(client.told().await, "12TDDCZ");
+    let pause = [
+        parse("", "PAUSE"),
+        bind("", "", &[]),
+        framed(b'D', b"P\0"),
+        execute("", 0),
+        sync(),
+    ];
+    client.send(&pause).await;
+    assert_eq!(client.told().await, "12nNCZ");
+}
+
+#[tokio::test]
+async fn a_pause_with_open_transactions_is_an_error() {
+    let holding = Arc::new(NothingHeld {
+        open: 2,
+        ..NothingHeld::default()
+    });
+    let mut client = Client::before(holding, true, CancellationToken::new()).await;
+    client.send(&[query("PAUSE")]).await;
+    assert_eq!(client.told().await, "E55006 Z");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switchover_shows_its_steps_and_how_it_ended() {
+    let look = |steps: &[&str], is_over: bool, has_succeeded: bool| SwitchoverStatus {
+        steps: steps.iter().map(|step| (*step).to_owned()).collect(),
+        is_over,
+        has_succeeded,
+        ..SwitchoverStatus::default()
+    };
+    for (has_succeeded, expected) in [(true, "NNNNCZ"), (false, "NNNNE55000 Z")] {
+        let looks = [
+            look(&[], false, false),
+            look(&["one"], false, false),
+            look(&["one", "two"], true, has_succeeded),
+        ];
+        let holding = Arc::new(NothingHeld {
+            looks: std::sync::Mutex::new(looks.into()),
+            ..NothingHeld::default()
+        });
+        let mut client = Client::before(Arc::clone(&holding), true, CancellationToken::new()).await;
+        client.send(&[query("SWITCHOVER TO db2")]).await;
+        assert_eq!(client.told().await, expected, "two lines of the plan, two steps");
+        let told = holding.told.lock().unwrap().join(" ");
+        assert!(told.contains("cluster: \"main\", to: Some(\"db2\")"), "{told}");
+    }
+    // The end of the process does not wait for it.
+    let looks = vec![look(&[], false, false); 1000];
+    let holding = Arc::new(NothingHeld {
+        looks: std::sync::Mutex::new(looks.into()),
+        ..NothingHeld::default()
+    });
+    let closing = CancellationToken::new();
+    let mut client = Client::before(holding, true, closing.clone()).await;
+    client.send(&[query("SWITCHOVER TO db2")]).await;
+    assert_eq!(client.frame().await.unwrap().tag, b'N');
+    closing.cancel();
+    assert_eq!(client.told().await, "NE57P01 Z");
+    assert_eq!(client.end().await, Cause::Ordered(Reason::Shutdown));
 }
 
 proptest! {

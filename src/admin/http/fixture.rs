@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 #![cfg_attr(fuzzing, allow(dead_code, reason = "for tests"))]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tokio::sync::{oneshot, watch};
 
+use super::super::console::ConsoleOrders;
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::holding::{
     HoldOperations, PauseReport, PauseRequest, StopReport, SwitchoverPlan, SwitchoverRequest,
@@ -179,6 +180,17 @@ pub(in crate::admin) fn access() -> AccessView {
     }
 }
 
+/// About two routes, of which one can be paused between transactions.
+pub(in crate::admin) fn console_orders(holding: Arc<dyn HoldOperations>) -> ConsoleOrders {
+    ConsoleOrders {
+        holding,
+        cluster: "main".into(),
+        routes: ["read-write", "read-only"].map(Into::into).into(),
+        waiting_routes: vec!["read-write".into()],
+        events: Events::new(),
+    }
+}
+
 /// Accepting, with a registry of its own.
 pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
     let mut registry = Registry::default();
@@ -202,8 +214,12 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
 
 /// Holds nobody; keeps what it was told.
 #[derive(Debug, Default)]
-pub(super) struct NothingHeld {
-    pub(super) told: Mutex<Vec<String>>,
+pub(in crate::admin) struct NothingHeld {
+    pub(in crate::admin) told: Mutex<Vec<String>>,
+    /// How a switchover stands at each look.
+    pub(in crate::admin) looks: Mutex<VecDeque<SwitchoverStatus>>,
+    /// Of every paused route.
+    pub(in crate::admin) open: u32,
 }
 
 impl HoldOperations for NothingHeld {
@@ -254,7 +270,7 @@ impl HoldOperations for NothingHeld {
     }
 
     fn switchover(&self) -> Option<SwitchoverStatus> {
-        None
+        self.looks.lock().unwrap().pop_front()
     }
 
     fn abort_switchover(&self) -> Result<(), String> {
@@ -269,7 +285,7 @@ impl HoldOperations for NothingHeld {
         self.told.lock().unwrap().push(format!("pause {route} {pause:?}"));
         let report = PauseReport {
             route: route.to_owned(),
-            open: 0,
+            open: self.open,
             waited_ms: 7,
             missing: Vec::new(),
         };

@@ -79,6 +79,8 @@ impl std::fmt::Debug for HttpTls {
 pub struct Console {
     /// Who may use it once authenticated; at least one, no duplicates.
     pub users: Vec<String>,
+    /// Those of them that may give orders; no duplicates.
+    pub operators: Vec<String>,
     /// The name clients ask for; a database of that name in a cluster is out of reach.
     pub database: Arc<str>,
     /// The cluster whose users they are: a role of the same name in another one is another user.

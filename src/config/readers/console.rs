@@ -11,6 +11,15 @@ pub(super) fn console(root: &Section<'_>, clusters: &Names<'_>) -> Option<Consol
         return None;
     }
     let users = section.required("users").map(|field| user_names(&field));
+    let operators = section.field("operators").map(|field| {
+        let names = user_names(&field);
+        if let (Some(names), Some(Some(users))) = (&names, &users) {
+            for name in names.iter().filter(|name| !users.contains(name)) {
+                field.error(format!("`{name}` is not in `console.users`"));
+            }
+        }
+        names
+    });
     let database = section.text("database")?;
     let cluster = match section.field("cluster") {
         Some(field) => reference(&field, clusters, "cluster")?,
@@ -18,6 +27,7 @@ pub(super) fn console(root: &Section<'_>, clusters: &Names<'_>) -> Option<Consol
     };
     Some(Console {
         users: users??,
+        operators: operators.unwrap_or_else(|| Some(Vec::new()))?,
         database: database.into(),
         cluster: cluster.into(),
     })

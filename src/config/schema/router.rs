@@ -185,6 +185,13 @@ pub(super) static CONSOLE: Keys = Keys(&[
          database. The router rejects other users afterwards.",
     ),
     Key::new(
+        "operators",
+        USERS,
+        Nothing,
+        "Those of `users` that may also give [orders](operations.md#orders-at-the-console): `PAUSE`, \
+         `RESUME`, `SWITCHOVER`.",
+    ),
+    Key::new(
         "database",
         text(LONGEST_ROLE),
         Text("trunkline"),

@@ -325,6 +325,7 @@ fn console(globals: &mut Globals<'_>, outcome: &mut ImportOutcome, notes: &mut N
     if !admins.is_empty() {
         outcome.console = vec![
             ("users", crate::cli::import::write::list(&admins)),
+            ("operators", crate::cli::import::write::list(&admins)),
             ("database", CONSOLE.to_owned()),
         ];
         notes.differs(
