@@ -62,6 +62,7 @@ pub(super) fn resume(paused: &PausedRoutes, kept: &BTreeMap<String, u64>) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

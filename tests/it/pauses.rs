@@ -150,7 +150,7 @@ fn a_pause_at_all_peers_lasts_there_over_a_restart_and_an_upgrade() {
     second.signal("KILL");
     second.await_exit(SOON);
     drop(second);
-    let mut second = make_two();
+    let second = make_two();
     second.await_log(&["the route is paused for", "as before"]);
     second.await_log(&["s1 is the leader"]);
     assert!(is_paused(&second));
