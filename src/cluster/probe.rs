@@ -265,9 +265,9 @@ fn failure(error: &ConnectError, limit: Duration) -> ProbeError {
     let kind = match error {
         ConnectError::Refused { .. } => FailureKind::Certain,
         ConnectError::Server(error) => match error.code {
-            SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW => {
-                FailureKind::Certain
-            }
+            // Not 57P01: whoever may signal the probe's process causes that, too. A server that
+            // stops says 57P03 to the next one.
+            SqlState::CRASH_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW => FailureKind::Certain,
             SqlState::TOO_MANY_CONNECTIONS => FailureKind::Full,
             _ => FailureKind::Counts,
         },

@@ -288,6 +288,9 @@ impl Parts {
                 .map_or(0, |old_process| old_process.first_session),
         );
         let occupancy = Arc::new(Occupancy::default());
+        if old_process.is_some() {
+            occupancy.assume_served();
+        }
         let (request_sender, requests) = mpsc::channel(1);
         let (spare_sender, spares) = mpsc::channel(SPARES);
         let shared = share(

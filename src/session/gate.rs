@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::line::Line;
-pub(super) use self::line::{HeldPlace, ReleasePass};
+pub(super) use self::line::{Group, HeldPlace, ReleasePass};
 pub(super) use self::metrics::{HoldMetrics, Metrics};
 use self::position::{GateMemory, Position, ShutReason};
 use super::gauges::{GaugeGuard, RouteLabel, seconds};
@@ -61,6 +61,9 @@ impl QueueError {
     }
 }
 
+/// A request of which so many bytes have come is read no further while clients are held.
+const MOST_READ: usize = 64 * 1024;
+
 /// All gates. A gate lives as long as a listener or a session uses it.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
@@ -69,6 +72,8 @@ pub(super) struct Gates {
     waiting: Arc<AtomicU32>,
     paused: Arc<PausedRoutes>,
     hold: HoldMetrics,
+    /// The process before this one has served clients.
+    has_served: AtomicBool,
 }
 
 /// A route and its cluster. After a reload, a route of the same name may belong to another cluster,
@@ -88,7 +93,11 @@ impl Gates {
             cluster: Arc::clone(&route.cluster),
         };
         if let Some(gate) = gates.get(&key).and_then(Weak::upgrade) {
-            gate.route.store(Arc::clone(route));
+            if !Arc::ptr_eq(&gate.route.load(), route) {
+                gate.route.store(Arc::clone(route));
+                // Other limits count for clients that are held already.
+                self.paused.expire();
+            }
             return gate;
         }
         gates.retain(|_, gate| gate.strong_count() > 0);
@@ -124,6 +133,12 @@ impl Gates {
         &self.paused
     }
 
+    /// Clients are held although this process has not seen a server: it goes on with the work of
+    /// another one. To be called before there are gates.
+    pub(super) fn assume_served(&self) {
+        self.has_served.store(true, Ordering::Release);
+    }
+
     pub(super) fn hold_metrics(&self) -> &HoldMetrics {
         &self.hold
     }
@@ -139,10 +154,12 @@ impl Gates {
         loop {
             pauses.borrow_and_update();
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            // The end of a pause, or of the time for which clients are held.
+            let mut next_end = self.paused.all().values().min().copied();
             for gate in self.of_cluster(&snapshot.cluster) {
-                gate.refresh(|| Arc::clone(&snapshots.borrow()), &gate.route.load_full());
+                gate.refresh(|| Arc::clone(&snapshots.borrow()));
+                next_end = next_end.into_iter().chain(gate.shut_until()).min();
             }
-            let next_end = self.paused.all().values().min().copied();
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep_until(next_end.unwrap_or_else(Instant::now)), if next_end.is_some() => {
@@ -216,13 +233,18 @@ pub struct Gate {
 
 impl Gate {
     fn new(route: &Arc<Route>, gates: &Gates) -> Self {
+        let label = RouteLabel {
+            route: route.name.to_string(),
+        };
+        gates.hold.show(&label);
         Self {
             route: ArcSwap::new(Arc::clone(route)),
-            label: RouteLabel {
-                route: route.name.to_string(),
-            },
+            label,
             state: ArcSwapOption::empty(),
-            memory: Mutex::default(),
+            memory: Mutex::new(GateMemory {
+                has_served: gates.has_served.load(Ordering::Acquire),
+                lost: None,
+            }),
             is_shut: AtomicBool::new(false),
             is_paused: AtomicBool::new(false),
             line: Line::default(),
@@ -246,7 +268,7 @@ impl Gate {
         load: impl Fn() -> Arc<Snapshot>,
         route: &Arc<Route>,
     ) -> Result<(), ErrorReply> {
-        self.refresh(&load, route);
+        self.refresh(&load);
         match self.position(Instant::now()) {
             Position::Open => hears(&load(), route),
             Position::Shut {
@@ -258,8 +280,10 @@ impl Gate {
         }
     }
 
-    /// Computes the position again if anything has changed. `load`: the newest snapshot.
-    pub(super) fn refresh(&self, load: impl Fn() -> Arc<Snapshot>, route: &Arc<Route>) {
+    /// Computes the position again if anything has changed: by the route as the configuration has
+    /// it now, also for a session that began with another one. `load`: the newest snapshot.
+    pub(super) fn refresh(&self, load: impl Fn() -> Arc<Snapshot>) {
+        let route = &self.route.load_full();
         let now = Instant::now();
         let paused = self.paused.until(&route.name, now);
         let is_current = |known: &Computed| known.is_of(&load(), route, paused, now);
@@ -272,8 +296,13 @@ impl Gate {
         let position = position::evaluate(&mut memory, &snapshot, route, paused, now);
         let before = self.state.load_full();
         let same = before.as_ref().filter(|known| known.position.is_like(&position));
-        let since = same.map_or(now, |known| known.since);
         let is_changed = same.is_none();
+        // Clients that are held do not begin to wait anew where the reason becomes another one.
+        let kind = std::mem::discriminant(&position);
+        let begun = before
+            .as_ref()
+            .filter(|known| std::mem::discriminant(&known.position) == kind);
+        let since = begun.map_or(now, |known| known.since);
         let by_operator = matches!(
             position,
             Position::Shut {
@@ -289,6 +318,7 @@ impl Gate {
         if is_changed {
             self.report(before.as_deref(), &position, now);
         }
+        let until = position.until();
         self.state.store(Some(Arc::new(Computed {
             snapshot,
             route: Arc::clone(route),
@@ -300,7 +330,7 @@ impl Gate {
         drop(memory);
         if is_open {
             self.line.wake_first();
-        } else if is_changed || !is_shut {
+        } else if is_changed || !is_shut || before.is_some_and(|known| known.position.until() != until) {
             self.line.wake_all();
         }
     }
@@ -309,12 +339,31 @@ impl Gate {
     fn report(&self, before: Option<&Computed>, position: &Position, now: Instant) {
         let route = &self.label.route;
         let held = self.line.length();
+        let is_paused = |position: &Position| {
+            matches!(
+                position,
+                Position::Shut {
+                    why: ShutReason::Paused,
+                    ..
+                }
+            )
+        };
+        if !self.route.load().holds_clients()
+            && !is_paused(position)
+            && !before.is_some_and(|known| is_paused(&known.position))
+        {
+            return;
+        }
         let was_shut = before.filter(|known| matches!(known.position, Position::Shut { .. }));
         let after = was_shut.map(|known| now.duration_since(known.since).as_millis());
         match (position, after) {
-            (Position::Shut { why, until, .. }, _) => {
+            (Position::Shut { why, until, error }, _) => {
                 let ms = until.duration_since(now).as_millis();
-                info!(%route, %why, "clients are held for up to {ms} ms");
+                let because = match why {
+                    ShutReason::Paused => None,
+                    ShutReason::NoServer => error.hint.as_deref(),
+                };
+                info!(%route, %why, because, "clients are held for up to {ms} ms");
             }
             (Position::Open, Some(ms)) => info!(%route, held, "held clients go on after {ms} ms"),
             (Position::FailFast(error), Some(ms)) => {
@@ -322,6 +371,11 @@ impl Gate {
             }
             _ => {}
         }
+    }
+
+    /// Until when clients are held at most, if they are.
+    fn shut_until(&self) -> Option<Instant> {
+        self.state.load().as_deref()?.position.until()
     }
 
     fn computed(&self) -> Option<Arc<Computed>> {
@@ -351,9 +405,9 @@ impl Gate {
     }
 
     /// A request that finds the session without a server must ask for a place: the gate is shut, or
-    /// others that came before are still held.
-    pub(super) fn must_wait(&self) -> bool {
-        self.is_shut.load(Ordering::Acquire) || !self.line.is_empty()
+    /// others of its group that came before are still held.
+    pub(super) fn must_wait(&self, group: Group) -> bool {
+        self.is_shut.load(Ordering::Acquire) || self.line.has(group)
     }
 
     /// An operator has paused the route: also a session that has a connection begins nothing new.
@@ -368,7 +422,7 @@ impl Gate {
 
     /// A client that logs in now is held.
     pub(super) fn holds_logins(&self, load: impl Fn() -> Arc<Snapshot>, route: &Arc<Route>) -> bool {
-        self.refresh(load, route);
+        self.refresh(load);
         let has_room = route
             .hold
             .max_clients
@@ -379,17 +433,20 @@ impl Gate {
         }
     }
 
-    /// Clients are held whose requests together have reached `hold.max_bytes`.
-    pub(super) fn is_full_of_bytes(&self) -> bool {
-        !self.line.is_empty() && self.line.bytes() >= self.route.load().hold.max_bytes
+    /// Clients are held, and a request of which so many bytes are read is not to be read further:
+    /// it is a long one, or those that are held have reached `hold.max_bytes`.
+    pub(super) fn keeps_unread(&self, read: usize) -> bool {
+        self.is_shut.load(Ordering::Acquire)
+            && (read >= MOST_READ
+                || !self.line.is_empty() && self.line.bytes() >= self.route.load().hold.max_bytes)
     }
 
     /// A place for a client whose request has this many bytes.
     ///
     /// # Errors
     /// `hold.max_clients` are held already: the answer for the client.
-    pub(super) fn hold(self: &Arc<Self>, bytes: u64) -> Result<HeldPlace, ErrorReply> {
-        HeldPlace::new(self, bytes)
+    pub(super) fn hold(self: &Arc<Self>, group: Group, bytes: u64) -> Result<HeldPlace, ErrorReply> {
+        HeldPlace::new(self, group, bytes)
     }
 
     /// How many clients are held, and the bytes of their requests.

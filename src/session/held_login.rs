@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attach::{AttachError, NoServer};
 use super::candidates::NoPass;
-use super::gate::ReleasePass;
+use super::gate::{Group, ReleasePass};
 use super::listener_settings::ListenerSettings;
 
 /// How long a server that fails is tried again while the gate is open: by then the router's own
@@ -60,11 +60,11 @@ impl<'a> HeldLogin<'a> {
             sleep(try_again_after(&mut self.tries)).await;
         }
         let gate = &self.listener.gate;
-        if !gate.must_wait() {
+        if !gate.must_wait(Group::UNPOOLED) {
             return Ok(None);
         }
         let refused = |error| NoServer::Attach(AttachError::NoCandidate(error));
-        let mut place = gate.hold(0).map_err(refused)?;
+        let mut place = gate.hold(Group::UNPOOLED, 0).map_err(refused)?;
         tokio::select! {
             biased;
             passed = poll_fn(|cx| place.poll(cx)) => {
@@ -82,7 +82,7 @@ impl<'a> HeldLogin<'a> {
         let ListenerSettings {
             gate, route, cluster, ..
         } = self.listener;
-        gate.refresh(|| cluster.snapshot(), route);
+        gate.refresh(|| cluster.snapshot());
         let is_held = route.hold.logins && route.hold.timeout != Some(Duration::ZERO);
         self.has_failed = is_held
             && error.may_pass()

@@ -40,6 +40,10 @@ pub enum HoldRequest {
         route: String,
         lasts_ms: u32,
     },
+    /// How a route stands. Changes nothing.
+    Look {
+        route: String,
+    },
 }
 
 /// Give a member no new transactions.
@@ -94,7 +98,7 @@ pub struct MemberActivity {
     pub replication: u32,
     /// It is the verified leader here.
     pub is_leader: bool,
-    /// It gets no new transactions here.
+    /// It gets no new transactions here. Of a route: it is paused.
     pub is_leaving: bool,
     /// Another member is the verified leader here.
     pub is_replaced: bool,
@@ -207,6 +211,7 @@ impl Holds {
             HoldRequest::Hold(order) => self.hold(registry, order, Instant::now()),
             HoldRequest::Release { cluster, token } => self.release(*cluster, *token),
             HoldRequest::Pause { route, lasts_ms } => self.pause(registry, paused, route, *lasts_ms),
+            HoldRequest::Look { route } => self.look(registry, paused, route),
         };
         match done {
             Ok(activity) => HoldAnswer::Done(activity),
@@ -265,29 +270,48 @@ impl Holds {
         lasts_ms: u32,
     ) -> Result<MemberActivity, HoldRefusal> {
         if lasts_ms == 0 {
-            paused.unpause(route);
-        } else {
-            if !self.known.load().routes.contains(route) {
-                return Err(HoldRefusal::UnknownRoute);
+            // Also of a route that the configuration does not have any more.
+            if !paused.unpause(route) {
+                self.known(route)?;
             }
+        } else {
+            self.known(route)?;
             let lasts = Duration::from_millis(lasts_ms.into()).min(MAX_PAUSE);
             let until = Instant::now() + lasts;
             if !paused.pause(route, until) {
                 return Err(HoldRefusal::Busy);
             }
         }
-        let open = |entry: &&Arc<SessionEntry>| {
-            *entry.origin.route == *route
-                && entry.origin.kind == SessionKind::Ordinary
-                && entry.activity() != Activity::Idle
-                // A client that waits has nothing open.
-                && entry.placement().is_some()
-        };
-        let open = registry.sessions().iter().filter(open).count();
-        Ok(MemberActivity {
-            transactions: u32::try_from(open).unwrap_or(u32::MAX),
+        self.look(registry, paused, route)
+    }
+
+    /// The sessions of a route that have a server connection: a client that waits has nothing open.
+    fn look(
+        &self,
+        registry: &Registry,
+        paused: &PausedRoutes,
+        route: &str,
+    ) -> Result<MemberActivity, HoldRefusal> {
+        let is_paused = paused.until(route, Instant::now()).is_some();
+        if !is_paused {
+            self.known(route)?;
+        }
+        let known = self.known.load();
+        let mut activity = MemberActivity {
+            is_leaving: is_paused,
             ..MemberActivity::default()
-        })
+        };
+        for entry in registry.sessions() {
+            if *entry.origin.route == *route && entry.placement().is_some() {
+                activity.count(&entry, &known.movable);
+            }
+        }
+        Ok(activity)
+    }
+
+    fn known(&self, route: &str) -> Result<(), HoldRefusal> {
+        let is_known = self.known.load().routes.contains(route);
+        is_known.then_some(()).ok_or(HoldRefusal::UnknownRoute)
     }
 
     fn release(&self, cluster: u64, token: LeaveToken) -> Result<MemberActivity, HoldRefusal> {
@@ -321,7 +345,7 @@ impl Shared {
         let kind = match request {
             HoldRequest::Hold(_) => RequestKind::Hold,
             HoldRequest::Release { .. } => RequestKind::Release,
-            HoldRequest::Pause { .. } => RequestKind::Pause,
+            HoldRequest::Pause { .. } | HoldRequest::Look { .. } => RequestKind::Pause,
         };
         let body = serde_json::to_vec(request).unwrap_or_default();
         let mut missing = Vec::new();
@@ -407,6 +431,9 @@ mod tests {
             HoldRequest::Pause {
                 route: "rw".to_owned(),
                 lasts_ms: 7,
+            },
+            HoldRequest::Look {
+                route: "rw".to_owned(),
             },
         ] {
             let text = serde_json::to_vec(&request).unwrap();

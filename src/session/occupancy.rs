@@ -48,6 +48,12 @@ impl Occupancy {
         self.gates.of(route)
     }
 
+    /// Clients are held from the beginning, as the process before this one would. To be called
+    /// before there are gates.
+    pub fn assume_served(&self) {
+        self.gates.assume_served();
+    }
+
     /// The routes that an operator has paused.
     pub fn paused_routes(&self) -> &Arc<PausedRoutes> {
         self.gates.paused()

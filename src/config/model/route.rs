@@ -48,6 +48,12 @@ impl Route {
         self.pool.as_ref().or(self.tracking.as_ref())
     }
 
+    /// Clients may be held while no server can serve the route.
+    pub fn holds_clients(&self) -> bool {
+        let is_switched_off = self.hold.timeout == Some(Duration::ZERO);
+        (self.hold.logins || self.resume == Resume::Tracked) && !is_switched_off
+    }
+
     /// Sessions keep their server connection between transactions, and can have another one where
     /// they must leave it, or lose it.
     pub fn keeps_connections(&self) -> bool {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 
-use super::line::{HeldPlace, ReleasePass};
+use super::line::{Group, HeldPlace, ReleasePass};
 use super::position::{GateMemory, Position, ShutReason, evaluate};
 use super::{Gate, Gates};
 use crate::cluster::snapshot::{AdminState, Leader, Member, MemberName, NoLeader, Snapshot};
@@ -201,8 +201,12 @@ struct Client {
 
 impl Client {
     fn new(gate: &Arc<Gate>, bytes: u64) -> Self {
+        Self::of(Group::UNPOOLED, gate, bytes)
+    }
+
+    fn of(group: Group, gate: &Arc<Gate>, bytes: u64) -> Self {
         Self {
-            place: Some(gate.hold(bytes).unwrap()),
+            place: Some(gate.hold(group, bytes).unwrap()),
             woken: Arc::default(),
         }
     }
@@ -226,25 +230,25 @@ impl Client {
 fn shut() -> (Gates, Arc<Gate>, Arc<Route>) {
     let (gates, route) = (Gates::default(), tracked(Route::read_write("rw", "main")));
     let gate = gates.of(&route);
-    gate.refresh(led, &route);
-    assert!(!gate.must_wait());
-    gate.refresh(|| leaderless(NoLeader::NotNamed), &route);
-    assert!(gate.must_wait() && gate.is_shut());
+    gate.refresh(led);
+    assert!(!gate.must_wait(Group::UNPOOLED));
+    gate.refresh(|| leaderless(NoLeader::NotNamed));
+    assert!(gate.must_wait(Group::UNPOOLED) && gate.is_shut());
     (gates, gate, route)
 }
 
 #[tokio::test(start_paused = true)]
 async fn held_clients_leave_in_order_and_a_few_at_a_time() {
-    let (_gates, gate, route) = shut();
+    let (_gates, gate, _route) = shut();
     let mut clients: Vec<Client> = (0..100).map(|_| Client::new(&gate, 10)).collect();
     for client in &mut clients {
         assert!(client.poll().is_pending());
         assert!(!client.is_woken());
     }
     assert_eq!(gate.line.bytes(), 1000);
-    gate.refresh(led, &route);
+    gate.refresh(led);
     assert!(
-        gate.must_wait(),
+        gate.must_wait(Group::UNPOOLED),
         "a new client never overtakes those that are held"
     );
     assert!(!clients[1].is_woken(), "only the first is woken");
@@ -269,7 +273,7 @@ async fn held_clients_leave_in_order_and_a_few_at_a_time() {
         assert!(matches!(client.poll(), Poll::Ready(Ok(_))));
     }
     assert_eq!((gate.line.length(), gate.line.bytes()), (0, 0));
-    assert!(!gate.must_wait());
+    assert!(!gate.must_wait(Group::UNPOOLED));
 }
 
 #[tokio::test(start_paused = true)]
@@ -306,7 +310,7 @@ async fn a_router_that_hears_nothing_refuses_new_clients_although_its_leader_is_
         refused.message.contains("hears nothing of the cluster"),
         "{refused:?}"
     );
-    assert!(!gate.must_wait(), "sessions that exist go on");
+    assert!(!gate.must_wait(Group::UNPOOLED), "sessions that exist go on");
     assert!(gate.admits(led, &route).is_ok());
 }
 
@@ -319,8 +323,8 @@ async fn clients_of_a_paused_route_go_on_when_the_pause_ends() {
             .paused()
             .pause("rw", Instant::now() + Duration::from_secs(30))
     );
-    gate.refresh(led, &route);
-    assert!(gate.must_wait() && gate.is_paused());
+    gate.refresh(led);
+    assert!(gate.must_wait(Group::UNPOOLED) && gate.is_paused());
     assert!(gate.admits(led, &route).is_ok(), "a client may log in, and waits");
     let mut client = Client::new(&gate, 0);
     assert!(client.poll().is_pending());
@@ -328,14 +332,79 @@ async fn clients_of_a_paused_route_go_on_when_the_pause_ends() {
     assert!(matches!(client.poll(), Poll::Ready(Ok(_))));
 }
 
+/// Those of a full pool wait for its connections, and others for theirs.
+#[tokio::test(start_paused = true)]
+async fn clients_of_a_full_pool_keep_no_others() {
+    let (_gates, gate, _route) = shut();
+    let (full, free) = (Arc::new(1), Arc::new(2));
+    let (full, free) = (Group::of(&full), Group::of(&free));
+    let mut crowd: Vec<Client> = (0..100).map(|_| Client::of(full, &gate, 1)).collect();
+    let mut other = Client::of(free, &gate, 1);
+    for client in crowd.iter_mut().chain([&mut other]) {
+        assert!(client.poll().is_pending());
+    }
+    gate.refresh(led);
+    let passes: Vec<_> = crowd.iter_mut().take(32).map(Client::poll).collect();
+    assert!(passes.iter().all(Poll::is_ready));
+    assert!(crowd[32].poll().is_pending(), "32 of this pool look for a server");
+    assert!(other.is_woken());
+    let passed = other.poll();
+    assert!(matches!(passed, Poll::Ready(Ok(_))), "{passed:?}");
+    assert!(gate.must_wait(full) && !gate.must_wait(free));
+    assert!(!gate.must_wait(Group::UNPOOLED), "nor a new client");
+    drop((passes, passed));
+    assert!(matches!(crowd[32].poll(), Poll::Ready(Ok(_))));
+    drop(crowd);
+    assert!(gate.line.is_empty() && gate.line.bytes() == 0);
+    assert!(!gate.must_wait(full));
+}
+
+/// A session that began before the reload counts by the new limits, too.
+#[tokio::test(start_paused = true)]
+async fn other_limits_count_for_those_that_are_held_already() {
+    let (gates, gate, route) = shut();
+    let mut client = Client::new(&gate, 0);
+    assert!(client.poll().is_pending());
+    let mut shorter = Route::clone(&route);
+    shorter.hold.timeout = Some(Duration::from_secs(1));
+    let shorter = Arc::new(shorter);
+    assert!(Arc::ptr_eq(&gate, &gates.of(&shorter)));
+    let lost = || leaderless(NoLeader::NotNamed);
+    gate.refresh(lost);
+    assert!(client.is_woken(), "its time is another one");
+    assert!(client.poll().is_pending());
+    advance(Duration::from_secs(2)).await;
+    assert!(matches!(client.poll(), Poll::Ready(Err(_))));
+    assert!(gate.admits(lost, &shorter).is_err());
+    assert!(
+        gate.admits(lost, &route).is_err(),
+        "a listener of before does not make it another one"
+    );
+}
+
+/// The old process has seen a server; this one goes on with its work.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_takes_over_holds_clients_at_once() {
+    let route = tracked(Route::read_write("rw", "main"));
+    let lost = || leaderless(NoLeader::NotNamed);
+    let first = Gates::default();
+    assert!(first.of(&route).admits(lost, &route).is_err());
+    let successor = Gates::default();
+    successor.assume_served();
+    let gate = successor.of(&route);
+    assert!(gate.admits(lost, &route).is_ok() && gate.is_shut());
+    advance(TIMEOUT + Duration::from_secs(1)).await;
+    assert!(gate.admits(lost, &route).is_err(), "for as long as any other");
+}
+
 #[tokio::test(start_paused = true)]
 async fn all_are_told_when_waiting_is_no_use_any_more() {
-    let (_gates, gate, route) = shut();
+    let (_gates, gate, _route) = shut();
     let mut clients = [Client::new(&gate, 0), Client::new(&gate, 0)];
     for client in &mut clients {
         assert!(client.poll().is_pending());
     }
-    gate.refresh(|| leaderless(NoLeader::StandbyCluster(db1())), &route);
+    gate.refresh(|| leaderless(NoLeader::StandbyCluster(db1())));
     for client in &mut clients {
         assert!(client.is_woken());
         assert!(matches!(client.poll(), Poll::Ready(Err(_))));
@@ -349,14 +418,14 @@ async fn no_more_than_max_clients_are_held() {
     route.hold.max_clients = Some(2);
     let route = Arc::new(route);
     let gate = gates.of(&route);
-    gate.refresh(led, &route);
-    gate.refresh(|| leaderless(NoLeader::NotNamed), &route);
+    gate.refresh(led);
+    gate.refresh(|| leaderless(NoLeader::NotNamed));
     let held = [Client::new(&gate, 0), Client::new(&gate, 0)];
-    let error = gate.hold(0).unwrap_err();
+    let error = gate.hold(Group::UNPOOLED, 0).unwrap_err();
     assert_eq!(error.code, SqlState::CANNOT_CONNECT_NOW);
     assert!(error.hint.unwrap().contains("hold.max_clients"));
     drop(held);
-    assert!(gate.hold(0).is_ok());
+    assert!(gate.hold(Group::UNPOOLED, 0).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -376,26 +445,33 @@ async fn a_gate_follows_the_snapshots_and_the_pauses() {
         }
     };
     settle().await;
-    assert!(!gate.must_wait());
+    assert!(!gate.must_wait(Group::UNPOOLED));
     snapshots.send_replace(leaderless(NoLeader::NotNamed));
     settle().await;
-    assert!(gate.must_wait());
+    assert!(gate.must_wait(Group::UNPOOLED));
     snapshots.send_replace(led());
     settle().await;
-    assert!(!gate.must_wait());
+    assert!(!gate.must_wait(Group::UNPOOLED));
     let paused = occupancy.paused_routes();
     assert!(paused.pause("rw", Instant::now() + Duration::from_mins(1)));
     settle().await;
-    assert!(gate.must_wait());
+    assert!(gate.must_wait(Group::UNPOOLED));
     assert!(paused.unpause("rw") && !paused.unpause("rw"));
     settle().await;
-    assert!(!gate.must_wait());
+    assert!(!gate.must_wait(Group::UNPOOLED));
     assert!(paused.pause("rw", Instant::now() + Duration::from_mins(1)));
     settle().await;
     advance(Duration::from_secs(61)).await;
     settle().await;
-    assert!(!gate.must_wait(), "a pause ends by itself");
+    assert!(!gate.must_wait(Group::UNPOOLED), "a pause ends by itself");
     assert!(paused.all().is_empty());
+    // So does a hold, without another snapshot.
+    snapshots.send_replace(leaderless(NoLeader::NotNamed));
+    settle().await;
+    assert!(gate.must_wait(Group::UNPOOLED));
+    advance(TIMEOUT + Duration::from_secs(1)).await;
+    settle().await;
+    assert!(!gate.must_wait(Group::UNPOOLED), "nobody is held any longer");
     stop.cancel();
     following.await.unwrap();
 }

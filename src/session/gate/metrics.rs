@@ -80,6 +80,15 @@ impl Default for HoldMetrics {
 }
 
 impl HoldMetrics {
+    /// The series of a route exist before anything is counted, so that the first event is seen as
+    /// an increase.
+    pub(super) fn show(&self, route: &RouteLabel) {
+        drop(self.length.get_or_create(route));
+        for counter in [&self.entered, &self.full, &self.timeouts] {
+            drop(counter.get_or_create(route));
+        }
+    }
+
     pub(in crate::session) fn register(&self, into: &mut Into) {
         into.register("hold_length", "Clients that are held now", self.length.clone());
         into.register(

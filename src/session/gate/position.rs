@@ -33,6 +33,14 @@ pub(super) enum Position {
 }
 
 impl Position {
+    /// Until when clients are held at most, if they are.
+    pub(super) fn until(&self) -> Option<Instant> {
+        match self {
+            Self::Shut { until, .. } => Some(*until),
+            Self::Open | Self::FailFast(_) => None,
+        }
+    }
+
     /// The same kind of position, for the same reason.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {

@@ -14,7 +14,7 @@
 use bytes::BytesMut;
 use tokio::time::Instant;
 
-use super::exchange::{Exchanged, exchange};
+use super::exchange::{Exchanged, MOST_LOST, exchange};
 use super::lost::Why;
 use super::metrics::ExchangeKind;
 use super::session::{Pause, PooledSession};
@@ -54,6 +54,8 @@ pub(super) struct Refused {
     /// Of the statement that was bound last.
     bound: Command,
     executed: Executed,
+    /// A transaction block would be open behind it.
+    begins: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -108,6 +110,11 @@ impl Refused {
             }
             b'B' => self.bound = statements.command_of(frame, self.unnamed),
             b'E' => {
+                match self.bound {
+                    Command::Begin => self.begins = true,
+                    Command::Commit | Command::Rollback => self.begins = false,
+                    Command::RollbackTo | Command::Other | Command::Unknown => {}
+                }
                 self.executed = match (self.executed, self.bound) {
                     (Executed::Nothing, end @ (Command::Commit | Command::Rollback)) => Executed::End(end),
                     _ => Executed::Others,
@@ -163,6 +170,26 @@ fn is_rollback(run: &[u8], statements: &SessionStatements) -> bool {
     false
 }
 
+/// Whether a transaction block is open behind a Query with this text.
+pub(super) fn begins(text: &[u8]) -> bool {
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
+    match Command::of(text) {
+        Command::Begin => true,
+        Command::Unknown => {
+            let mut words = text
+                .split(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
+                .filter(|word| !word.is_empty());
+            let is_one_of =
+                |word: &[u8], all: &[&str]| all.iter().any(|one| word.eq_ignore_ascii_case(one.as_bytes()));
+            words
+                .next()
+                .is_some_and(|first| is_one_of(first, &["begin", "start"]))
+                && !words.any(|word| is_one_of(word, &["commit", "end", "rollback", "abort", "prepare"]))
+        }
+        _ => false,
+    }
+}
+
 /// Makes a transaction that has failed: there is no such savepoint.
 const FAIL: &str = "BEGIN; ROLLBACK TO SAVEPOINT x";
 
@@ -193,7 +220,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 }
                 self.refused = Refused::default();
                 self.is_discarding = true;
-                self.refuse(run[0], &run[..length.min(run.len())], is_whole);
+                let here = length.min(run.len());
+                self.refuse(run[0], &run[..here], is_whole, run.len() - here);
             }
             told => {
                 message::error(&mut out, &why.reply(None));
@@ -207,23 +235,31 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         true
     }
 
-    /// A message of a batch that has its error already.
-    pub(super) fn refuse(&mut self, tag: u8, frame: &[u8], is_whole: bool) {
-        if self.block == Block::Lost {
+    /// A message of a batch that has its error already. `behind`: so many bytes are there behind it.
+    pub(super) fn refuse(&mut self, tag: u8, frame: &[u8], is_whole: bool, behind: usize) {
+        if matches!(self.block, Block::Lost | Block::None) {
             self.refused
                 .message(tag, frame, is_whole, &self.memory.statements);
         }
         if tag == b'S' {
             self.is_discarding = false;
-            if self.block == Block::Lost {
-                self.rest_in(if self.refused.only_ends() {
-                    Block::None
-                } else {
-                    Block::Failed
-                });
+            let refused = std::mem::take(&mut self.refused);
+            match self.block {
+                Block::Lost if refused.only_ends() => self.rest_in(Block::None),
+                Block::Lost => self.rest_in(Block::Failed),
+                Block::None if refused.begins && self.has_sent_more(behind) => self.rest_in(Block::Failed),
+                _ => {}
             }
             self.answer_ready();
         }
+    }
+
+    /// The client has not waited for the answer: `behind` its request there is another, or it comes.
+    ///
+    /// If the request was to begin a transaction and is refused, what follows was meant to be part
+    /// of it, and must not be executed on its own.
+    pub(super) fn has_sent_more(&self, behind: usize) -> bool {
+        behind > 0 || self.client.stream.has_input()
     }
 
     /// Before the client's request is passed on: the server is brought into a failed transaction,
@@ -236,6 +272,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         };
         let exchanged = exchange(&mut lease.link, FAIL, deadline, |_, _| {}).await;
         lease.state.statements.unnamed_gone();
+        let is_lost = matches!(&exchanged, Err(error) if error.is_loss());
         match exchanged {
             Ok(Exchanged {
                 error: Some(said),
@@ -250,7 +287,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             Err(error) => tracing::debug!(%error, "a transaction was not brought to fail"),
         }
         self.discard();
-        if std::mem::replace(&mut self.tries, 1) > 0 {
+        self.tries = self.tries.saturating_add(1);
+        if self.tries > if is_lost { MOST_LOST } else { 1 } {
             return Err(Cause::ServerGone);
         }
         // Another connection may do.

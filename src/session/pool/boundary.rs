@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::connection::{PooledConnection, RoleState};
-use super::exchange::{ExchangeError, Exchanged, exchange};
+use super::exchange::{ExchangeError, Exchanged, MOST_LOST, exchange};
 use super::metrics::{DiscardReason, ExchangeKind};
 use super::session::{Pause, PooledSession};
 use super::state::{BeforeIdle, Question, Restore};
@@ -102,6 +102,16 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             Ok(Exchanged { error, .. }) => error,
             Err(error) => {
                 tracing::debug!(%error, "a session's settings were not restored");
+                if error.is_loss() && self.tries < MOST_LOST {
+                    // The server is lost, and nothing of the request has reached it: it waits for
+                    // another, as if the connection had not been opened.
+                    self.tries += 1;
+                    let link = &lease.link;
+                    link.cluster
+                        .evidence(&link.placement.member, Evidence::Terminated);
+                    self.discard();
+                    return Ok(Some(Pause::Wait));
+                }
                 None
             }
         };

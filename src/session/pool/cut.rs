@@ -106,7 +106,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         let outcome = Outcome::of(&plan);
         let (session, member) = (self.client.ticket.entry().id, lease.member());
         if outcome == Outcome::Unknown {
-            tracing::warn!(session, %member, reason, "a server connection was lost: outcome unknown");
+            self.home.pool.outcome_unknown(session, member, &reason);
         } else {
             let outcome = outcome.label();
             tracing::debug!(session, %member, reason, outcome, "a server connection was lost");

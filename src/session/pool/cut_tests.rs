@@ -2,6 +2,7 @@
 //! hear, and that no server gets anything twice.
 
 use super::conversations::{bind, conversations, execute, flush, parse, query, sync};
+use super::exchange::MOST_LOST;
 use super::model_server::{ModelServer, Trouble, fatal};
 use super::stage::{Stage, direct};
 use crate::cluster::snapshot::MemberName;
@@ -433,8 +434,14 @@ async fn a_begin_is_not_sent_again_for_ever() {
 #[tokio::test(start_paused = true)]
 async fn a_transaction_that_cannot_be_made_to_fail_ends_the_session() {
     let said = [query("BEGIN"), Vec::new()];
-    for trouble in [Trouble::Dies, Trouble::Hangs, Trouble::Ends, Trouble::Stumbles] {
-        for count in [1, 2] {
+    let lost = usize::from(MOST_LOST);
+    for (trouble, most) in [
+        (Trouble::Dies, lost),
+        (Trouble::Hangs, 1),
+        (Trouble::Ends, lost),
+        (Trouble::Stumbles, 1),
+    ] {
+        for count in [1, most, most + 1] {
             let (_, mut stage) = heard_behind(&said, &[query("INSERT")]).await;
             stage.troubles = vec![trouble; count];
             let heard = stage.heard.len();
@@ -442,7 +449,7 @@ async fn a_transaction_that_cannot_be_made_to_fail_ends_the_session() {
             for _ in 0..count {
                 stage.pass(std::time::Duration::from_secs(5)).await;
             }
-            if count == 1 {
+            if count <= most {
                 assert_eq!(short(&stage.heard[heard..]), "ERROR 25P02 ZE", "{trouble:?}");
             } else {
                 let (cause, session) = stage.end.take().expect("there is no connection for it");
@@ -450,6 +457,30 @@ async fn a_transaction_that_cannot_be_made_to_fail_ends_the_session() {
                 assert!(session.lease.is_none() && stage.heard.len() == heard);
             }
         }
+    }
+}
+
+/// So nobody has received the request.
+#[tokio::test(start_paused = true)]
+async fn a_last_word_that_is_there_is_heard_before_the_next_request_is_read() {
+    for last_word in [last_word(), Vec::new()] {
+        for (said, heard) in [("COMMIT", "ERROR 40001 ZI"), ("echo b", "ERROR 40001 ZE")] {
+            let mut stage = Stage::new("");
+            stage.say(&query("BEGIN")).await;
+            stage.say(&query("echo a")).await;
+            let before = stage.heard.len();
+            stage.servers_die_as_client_says(&last_word, &query(said)).await;
+            assert_eq!(short(&stage.heard[before..]), heard, "{said} {last_word:?}");
+            assert!(stage.end.is_none());
+        }
+        let mut stage = Stage::of("pool: {mode: session, max_connections: 1}, resume: tracked", &[]);
+        stage.say(&query("echo a")).await;
+        let before = stage.heard.len();
+        stage
+            .servers_die_as_client_says(&last_word, &query("echo b"))
+            .await;
+        assert_eq!(stage.heard[before..], direct(&query("echo b")), "{last_word:?}");
+        assert_eq!(stage.servers.len(), 2);
     }
 }
 

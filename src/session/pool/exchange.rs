@@ -5,6 +5,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
+use super::lost::is_about_connection;
 use crate::session::link::Link;
 use crate::session::stream::SessionStream;
 use crate::wire::frame::ErrorFields;
@@ -29,6 +30,21 @@ pub(super) enum ExchangeError {
     Fatal(SqlState),
     #[error("the server violated the protocol")]
     Protocol,
+}
+
+/// Connections of one session that may be lost, one after the other, before its request is passed
+/// on: as many as a pool may have had idle when its server stopped.
+pub(super) const MOST_LOST: u8 = 20;
+
+impl ExchangeError {
+    /// The server connection is gone, and another may do.
+    pub(super) fn is_loss(&self) -> bool {
+        match self {
+            Self::Lost => true,
+            Self::Fatal(code) => is_about_connection(*code),
+            Self::Timeout | Self::Protocol => false,
+        }
+    }
 }
 
 /// What came of a query.

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::conversations::query;
+use super::conversations::{parse, query, sync};
 use super::stage::{Stage, direct};
-use crate::session::gate::Gate;
+use crate::session::gate::{Gate, Group};
 use crate::session::registry::Phase;
+use crate::session::simulator::short;
 
 const LIMIT: u64 = 64 << 10;
 
@@ -43,7 +44,7 @@ async fn requests_beyond_max_bytes_stay_unread_and_are_served() {
     let mut stage = paused();
     let gate = gate(&stage);
     // Others are held, with as many bytes as a hold may have.
-    let others = gate.hold(LIMIT).expect("there is room");
+    let others = gate.hold(Group::UNPOOLED, LIMIT).expect("there is room");
     stage.settle().await;
     assert_eq!(gate.held(), (1, LIMIT), "one that asks nothing takes no place");
     let said = [query("SELECT 1"), query("SELECT 2")].concat();
@@ -57,11 +58,52 @@ async fn requests_beyond_max_bytes_stay_unread_and_are_served() {
     stage.assert_given_back("afterwards");
 }
 
+/// It is read then, and gets its answer; nobody goes round in circles.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_has_no_place_among_the_unread_is_refused() {
+    let pool = "pool: {mode: transaction, max_connections: 1}";
+    let mut stage = Stage::of(&format!("{pool}, hold: {{max_bytes: 64kB, max_clients: 1}}"), &[]);
+    let end = Instant::now() + Duration::from_mins(5);
+    assert!(stage.scene.occupancy.paused_routes().pause("rw", end));
+    refresh(&stage);
+    let gate = gate(&stage);
+    let others = gate.hold(Group::UNPOOLED, LIMIT).expect("there is room");
+    for _ in 0..3 {
+        stage.say(&query("SELECT 1")).await;
+    }
+    assert_eq!(
+        short(&stage.heard),
+        "ERROR 57P03 ZI ERROR 57P03 ZI ERROR 57P03 ZI"
+    );
+    assert_eq!(gate.held(), (1, LIMIT));
+    drop(others);
+    unpause(&mut stage).await;
+    let before = stage.heard.len();
+    stage.say(&query("SELECT 1")).await;
+    assert_eq!(stage.heard[before..], direct(&query("SELECT 1")));
+}
+
+/// Its place counts what is read; the rest stays unread until there is a server.
+#[tokio::test(start_paused = true)]
+async fn a_long_request_is_read_in_part_while_clients_are_held() {
+    let mut stage = paused();
+    let gate = gate(&stage);
+    let said = [parse("long", &"x".repeat(500_000)), sync()].concat();
+    stage.say(&said).await;
+    stage.pass(Duration::from_secs(1)).await;
+    let (held, bytes) = gate.held();
+    assert!(held == 1 && (LIMIT..2 * LIMIT).contains(&bytes), "{held} {bytes}");
+    unpause(&mut stage).await;
+    stage.pass(Duration::from_secs(1)).await;
+    assert_eq!(stage.heard, direct(&said));
+    assert_eq!(gate.held(), (0, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_below_max_bytes_is_read_once_and_counted() {
     let mut stage = paused();
     let gate = gate(&stage);
-    let others = gate.hold(LIMIT - 1).expect("there is room");
+    let others = gate.hold(Group::UNPOOLED, LIMIT - 1).expect("there is room");
     let said = query("SELECT 1");
     stage.say(&said).await;
     let bytes = u64::try_from(said.len()).expect("it is short");
@@ -112,6 +154,18 @@ async fn a_client_that_leaves_gives_its_place_back() {
     let gate_of = gate(&stage);
     assert_eq!(gate_of.held().0, 1);
     stage.client_leaves(true).await;
+    stage.pass(Duration::from_secs(10)).await;
+    assert!(stage.end.is_some(), "it has ended");
+    drop(stage.end.take());
+    assert_eq!(gate_of.held(), (0, 0));
+    assert_eq!(stage.counts(), [0, 0, 0], "nothing was opened for it");
+
+    // It closes its side: it may have asked again elsewhere by now.
+    let mut stage = paused();
+    stage.say(&query("SELECT 1")).await;
+    let gate_of = gate(&stage);
+    assert_eq!(gate_of.held().0, 1);
+    stage.close_client_side().await;
     stage.pass(Duration::from_secs(10)).await;
     assert!(stage.end.is_some(), "it has ended");
     drop(stage.end.take());

@@ -69,6 +69,8 @@ pub(crate) mod measured;
 mod model_server;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod refused_tests;
 #[cfg(any(test, feature = "instructions"))]
 mod scene;
 #[cfg(test)]

@@ -61,6 +61,7 @@ pub(in crate::session) struct Pool<S: SessionStream = ServerStream> {
     refusals: Mutex<Sampler<()>>,
     roles_gone: Mutex<Sampler<()>>,
     unasked: Mutex<Sampler<()>>,
+    unknown: Mutex<Sampler<()>>,
     inner: Mutex<Inner<S>>,
 }
 
@@ -95,6 +96,7 @@ impl<S: SessionStream> Pool<S> {
             refusals: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
             roles_gone: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
             unasked: Mutex::new(Sampler::new(1, REFUSALS_EVERY, 1)),
+            unknown: Mutex::new(Sampler::new(10, REFUSALS_EVERY, 1)),
             inner: Mutex::new(Inner::new(Arc::clone(route), limits, fit)),
         });
         pool.limit_statements(route);
@@ -279,6 +281,21 @@ impl<S: SessionStream> Pool<S> {
                 %member,
                 skipped,
                 "a server connection was replaced: the server sent {what}"
+            );
+        }
+    }
+
+    /// A server connection was lost with something under way that may have taken effect.
+    pub(super) fn outcome_unknown(&self, session: u64, member: &MemberName, reason: &str) {
+        if let Some(skipped) = admitted(&self.unknown) {
+            warn!(
+                route = %self.name.route,
+                user = %Escaped(&self.name.user),
+                session,
+                %member,
+                reason,
+                skipped,
+                "a server connection was lost: outcome unknown"
             );
         }
     }

@@ -102,13 +102,16 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
             return self.held_back(cx);
         }
         if self.lease.is_none()
-            && self.request.is_empty()
-            && self.home.gate.is_full_of_bytes()
+            && !self.may_read_once
+            && self.home.gate.keeps_unread(self.request.len())
             // One that asks nothing takes no place.
             && self.client.stream.has_input()
         {
             // What the client asks stays unread until there is a server.
-            return Turn::End(Pause::Wait);
+            return Turn::End(Pause::Unread);
+        }
+        if self.lets_server_speak(cx) {
+            return Turn::Progress;
         }
         self.client.look.rest();
         let mut read = ReadBuf::new(buffer);
@@ -122,6 +125,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
             self.is_closed = true;
             return Turn::Progress;
         }
+        self.may_read_once = false;
         if self.client.answers.unread > 0 && self.fate() != Fate::Unknown {
             // It asks anew, so it has read all answers.
             let limit = self.home.cluster.config().server.tcp_user_timeout;
@@ -198,6 +202,23 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 Some(Turn::Progress)
             }
         }
+    }
+
+    /// What the server says unasked is heard before the client's next request is read: it may be
+    /// its last word, and then no server has received the request. One read of it, as a server may
+    /// have much to say.
+    fn lets_server_speak(&mut self, cx: &mut Context<'_>) -> bool {
+        let had_spoken = std::mem::take(&mut self.has_let_speak);
+        let Some(lease) = &self.lease else { return false };
+        if self.passing > 0 || !self.request.is_empty() || !self.client.answers.is_empty() {
+            return false;
+        }
+        let link = &lease.link;
+        if !link.pending.is_idle() {
+            return false;
+        }
+        self.has_let_speak = lease.has_ended || !had_spoken && link.stream.poll_input(cx).is_ready();
+        self.has_let_speak
     }
 
     /// The client's next message waits for an answer to the one before.

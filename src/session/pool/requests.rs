@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 
-use super::aborted::Block;
+use super::aborted::{Block, Refused, begins};
 use super::connection::Scratch;
 use super::metrics::DiscardReason;
 use super::session::{Pause, PooledSession};
@@ -68,7 +68,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 Err(cause) => return Turn::End(Pause::End(cause)),
             }
             // With `custom_settings: close` not every connection serves the session.
-            let lease = (!self.home.is_strict && !self.home.gate.must_wait())
+            let lease = (!self.home.is_strict && !self.home.gate.must_wait(self.home.group()))
                 .then(|| self.home.pool.try_lease(&self.home.want, self.address))
                 .flatten();
             let pause = match lease {
@@ -102,7 +102,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             if tag == b'X' || is_dropped {
                 let part = length.min(run.len());
                 if self.is_discarding {
-                    self.refuse(tag, &run[..part], part == length);
+                    self.refuse(tag, &run[..part], part == length, run.len() - part);
                 }
                 self.observe(&run[..part])?;
                 if self.client.observer.terminated() {
@@ -158,14 +158,21 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             return Some(cause);
         }
         self.passing = length - part;
+        let behind = request.len() - part;
         self.request = BytesMut::from(&request[part..]);
         self.is_resumed = !self.request.is_empty();
+        self.entry().set_phase(Phase::Detached);
         if matches!(tag, b'Q' | b'F' | b'S') {
+            let begins = tag == b'Q' && begins(&request[5.min(part)..part]);
+            if begins && self.block == Block::None && self.has_sent_more(behind) {
+                self.rest_in(Block::Failed);
+            }
             self.answer_ready();
         } else {
+            self.refused = Refused::default();
             self.is_discarding = true;
+            self.refuse(tag, &request[..part], part == length, behind);
         }
-        self.entry().set_phase(Phase::Detached);
         None
     }
 

@@ -44,6 +44,8 @@ use crate::session::turns::{self, Turns};
 pub(in crate::session) enum Pause {
     /// A request is there, and no connection is idle.
     Wait,
+    /// The client has sent something that must not be read while clients are held.
+    Unread,
     // Boxed, as all that is rare and large: an idle session holds the room of a pause.
     /// The connection has another session's settings.
     Restore(Box<Restore>),
@@ -157,6 +159,12 @@ pub(in crate::session) struct PooledSession<C = ClientStream, S: SessionStream =
     /// How often the BEGIN under way was sent again; or, in a failed transaction, whether a server
     /// was to be brought into one in vain.
     pub(super) tries: u8,
+    /// What the client has sent is read although clients are held: it has waited unread.
+    pub(super) may_read_once: bool,
+    /// A cancel request came for what was not read yet.
+    pub(super) cancels_unread: bool,
+    /// The server was heard before the client's next request is read.
+    pub(super) has_let_speak: bool,
     /// The client has closed its side.
     pub(super) is_closed: bool,
     /// What it left under way is being cancelled.
@@ -257,6 +265,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             refused: Refused::default(),
             block: Block::None,
             tries: 0,
+            may_read_once: false,
+            cancels_unread: false,
+            has_let_speak: false,
             is_closed: false,
             is_cancelled: false,
             transactions: 0,
@@ -276,6 +287,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 let next = match this {
                     Pause::End(cause) => return Box::pin(self.heard_out(cause)).await,
                     Pause::Wait => Box::pin(self.wait()).await,
+                    Pause::Unread => Box::pin(self.stay_unread()).await,
                     Pause::Restore(restore) => {
                         self.home.pool.meters.exchanged(ExchangeKind::Restore);
                         Box::pin(self.restore(*restore)).await

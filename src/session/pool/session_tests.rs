@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::conversations::{bind, conversations, execute, flush, long, parse, query, sync};
+use super::exchange::MOST_LOST;
 use super::model_server::Trouble;
 use super::stage::{Stage, direct};
 use crate::cluster::snapshot::MemberName;
@@ -326,7 +327,7 @@ async fn a_wait_is_told_and_can_be_cancelled() {
 }
 
 /// Another connection may do; a second failure is the answer to the request, and the next request
-/// tries again.
+/// tries again. A connection that is lost is no failure, until there are too many.
 #[tokio::test(start_paused = true)]
 async fn a_restore_that_fails_is_tried_on_one_more_connection() {
     let own = [("application_name", &b"mine"[..])];
@@ -341,9 +342,16 @@ async fn a_restore_that_fails_is_tried_on_one_more_connection() {
         }
     }
     let batch = [parse("a", "echo a"), bind("a"), execute(), sync()].concat();
-    for trouble in [Trouble::Fails("application_name"), Trouble::Dies] {
+    let mut stage = Stage::with("", &own);
+    stage.troubles = vec![Trouble::Dies; 9];
+    stage.say(&batch).await;
+    assert_heard(&stage, &batch, "nine lost connections");
+    for (trouble, count) in [
+        (Trouble::Fails("application_name"), 2),
+        (Trouble::Dies, usize::from(MOST_LOST) + 2),
+    ] {
         let mut stage = Stage::with("", &own);
-        stage.troubles = vec![trouble; 2];
+        stage.troubles = vec![trouble; count];
         stage.say(&batch).await;
         assert_eq!(short(&stage.heard), "ERROR 08006 ZI");
         let before = stage.heard.len();

@@ -301,6 +301,18 @@ impl Stage {
         self.settle().await;
     }
 
+    /// The servers say this and end, and the client sends that, before the session looks.
+    pub(super) async fn servers_die_as_client_says(&mut self, last_word: &[u8], bytes: &[u8]) {
+        for server in &mut self.servers {
+            if let Some(mut stream) = server.stream.take() {
+                write(&mut stream, &mut last_word.to_vec(), usize::MAX);
+            }
+        }
+        let client = self.client.as_mut().expect("it is there");
+        write(client, &mut bytes.to_vec(), usize::MAX);
+        self.settle().await;
+    }
+
     pub(super) fn cancels(&self) -> usize {
         self.opener.cancels.load(Ordering::Relaxed)
     }

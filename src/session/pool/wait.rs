@@ -23,7 +23,7 @@ use crate::frontend::RefuseReason;
 use crate::session::attach::AttachError;
 use crate::session::candidates::MOST_TRIES;
 use crate::session::end::{Cause, Reason};
-use crate::session::gate::{HeldPlace, QueueError, ReleasePass};
+use crate::session::gate::{Group, HeldPlace, QueueError, ReleasePass};
 use crate::session::held_login::{TRY_AGAIN_FOR, try_again_after};
 use crate::session::registry::Phase;
 use crate::session::stream::SessionStream;
@@ -134,8 +134,8 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
 
     /// Asks the pool, or first the gate if clients must wait there.
     fn ask(&mut self, home: &Home<S>) -> Result<State<S>, Refusal> {
-        if self.pass.is_none() && home.gate.must_wait() {
-            let place = home.gate.hold(self.bytes);
+        if self.pass.is_none() && home.gate.must_wait(home.group()) {
+            let place = home.gate.hold(home.group(), self.bytes);
             return place
                 .map(State::Held)
                 .map_err(|error| Refusal::Held(Box::new(error)));
@@ -145,13 +145,13 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
 
     /// No member may serve the route: held, if the gate is shut.
     fn hold(&mut self, home: &Home<S>) -> Option<Result<State<S>, Refusal>> {
-        home.gate.refresh(|| home.cluster.snapshot(), &home.route);
+        home.gate.refresh(|| home.cluster.snapshot());
         if !home.gate.is_shut() {
             return None;
         }
         self.pass = None;
         self.want.tried.clear();
-        let place = home.gate.hold(self.bytes);
+        let place = home.gate.hold(home.group(), self.bytes);
         Some(
             place
                 .map(State::Held)
@@ -174,6 +174,11 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
             error,
             Box::pin(sleep(try_again_after(&mut self.tries))),
         ))
+    }
+
+    /// The client is held at the gate.
+    fn is_held(&self) -> bool {
+        matches!(self.state, State::Held(_))
     }
 
     /// The next thing that happens. Not to be polled after a lease or a refusal. `home` is that of
@@ -312,6 +317,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     pub(super) async fn wait(&mut self) -> Result<Option<Pause>, Cause> {
         let entry = Arc::clone(self.entry());
         entry.take_wait_cancelled();
+        if std::mem::take(&mut self.cancels_unread) {
+            return self.answer_error(cancelled()).map_or(Ok(None), Err);
+        }
         entry.set_phase(Phase::Waiting);
         let begun = Instant::now();
         let mut acquisition = Acquisition::new(
@@ -333,13 +341,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                     }
                     break Err(reply);
                 }
-                Event::Cancelled => {
-                    break Err(ErrorReply::error(
-                        SqlState::QUERY_CANCELED,
-                        "canceling statement due to user request",
-                    )
-                    .detail("The statement waited for a server connection. No server has received it."));
-                }
+                Event::Cancelled => break Err(cancelled()),
                 Event::End(cause) => return Err(cause),
             }
         };
@@ -351,6 +353,43 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             }
             Err(reply) => self.answer_error(reply).map_or(Ok(None), Err),
         }
+    }
+
+    /// Waits until what the client asks may be read: the gate opens, or the time for which clients
+    /// are held is over, or there is no place for it. Reading it then is what it is answered by.
+    pub(super) async fn stay_unread(&mut self) -> Result<Option<Pause>, Cause> {
+        self.may_read_once = true;
+        let bytes = u64::try_from(self.request.len()).unwrap_or(u64::MAX);
+        let Ok(mut place) = self.home.gate.hold(self.home.group(), bytes) else {
+            return Ok(None);
+        };
+        let entry = Arc::clone(self.entry());
+        entry.take_wait_cancelled();
+        entry.set_phase(Phase::Waiting);
+        let begun = Instant::now();
+        let end = std::future::poll_fn(|cx| {
+            self.turns.listen_for_orders(&entry, cx);
+            if let Some(order) = entry.ordered_on(None) {
+                return Poll::Ready(Some(Cause::Ordered(order.reason().clone())));
+            }
+            if entry.take_wait_cancelled() {
+                self.cancels_unread = true;
+                return Poll::Ready(None);
+            }
+            let drained = self.client.answers.drain(Pin::new(&mut self.client.stream), cx);
+            if matches!(drained, Poll::Ready(Err(_)))
+                || self.client.look.poll_broken(cx, &self.client.stream).is_ready()
+                || self.client.look.has_closed()
+            {
+                return Poll::Ready(Some(self.client_gone()));
+            }
+            // Whoever is let go asks for a place again when its request is there.
+            place.poll(cx).map(|_| None)
+        })
+        .await;
+        self.totals.waited += begun.elapsed();
+        entry.set_phase(Phase::Detached);
+        end.map_or(Ok(None), Err)
     }
 
     fn poll_event(&mut self, acquisition: &mut Acquisition<S>, cx: &mut Context<'_>) -> Poll<Event<S>> {
@@ -368,7 +407,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         let drained = self.client.answers.drain(Pin::new(&mut self.client.stream), cx);
         let is_broken = matches!(drained, Poll::Ready(Err(_)))
             || self.client.look.poll_broken(cx, &self.client.stream).is_ready();
-        if is_broken {
+        // One that has given up while it was held may have asked again elsewhere by now.
+        if is_broken || acquisition.is_held() && self.client.look.has_closed() {
             return Poll::Ready(Event::End(self.client_gone()));
         }
         Poll::Pending
@@ -382,7 +422,21 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     }
 }
 
+/// The answer to a request that is cancelled while it waits.
+fn cancelled() -> ErrorReply {
+    ErrorReply::error(
+        SqlState::QUERY_CANCELED,
+        "canceling statement due to user request",
+    )
+    .detail("The statement waited for a server connection. No server has received it.")
+}
+
 impl<S: SessionStream> Home<S> {
+    /// At the gate.
+    pub(super) fn group(&self) -> Group {
+        Group::of(&self.pool)
+    }
+
     /// The error for a client that waited too long, or may not wait.
     fn busy(&self, error: QueueError) -> ErrorReply {
         let queue = &self.route.queue;

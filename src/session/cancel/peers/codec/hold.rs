@@ -4,6 +4,7 @@
 //! question  kind number:4 hold:1 cluster:8 token:16 lasts_ms:4 is_switchover:1 length:2 member
 //!           kind number:4 release:1 cluster:8 token:16
 //!           kind number:4 pause:1 lasts_ms:4 length:2 route
+//!           kind number:4 look:1 length:2 route
 //! answer    kind number:4 status:1 [flags:1 and five counts of 4]
 //! ```
 //!
@@ -20,6 +21,7 @@ use crate::session::holds::{HoldAnswer, HoldOrder, HoldRefusal, HoldRequest, MAX
 const HOLD: u8 = 1;
 const RELEASE: u8 = 2;
 const PAUSE: u8 = 3;
+const LOOK: u8 = 4;
 const DONE: u8 = 0;
 const IS_LEADER: u8 = 1;
 const IS_LEAVING: u8 = 2;
@@ -45,6 +47,11 @@ pub(super) fn encode_question(number: u32, request: &HoldRequest) -> Zeroizing<V
         HoldRequest::Pause { route, lasts_ms } => {
             body.push(PAUSE);
             body.extend_from_slice(&lasts_ms.to_be_bytes());
+            put_name(&mut body, route);
+            return body;
+        }
+        HoldRequest::Look { route } => {
+            body.push(LOOK);
             put_name(&mut body, route);
             return body;
         }
@@ -90,6 +97,10 @@ pub(super) fn decode_question(body: &[u8]) -> Result<(u32, Option<HoldRequest>),
         let lasts_ms = u32::from_be_bytes(take(&mut rest)?);
         let route = take_name(rest)?;
         return Ok((number, Some(HoldRequest::Pause { route, lasts_ms })));
+    }
+    if action == LOOK {
+        let route = take_name(rest)?;
+        return Ok((number, Some(HoldRequest::Look { route })));
     }
     if action != HOLD && action != RELEASE {
         return Ok((number, None));
@@ -219,8 +230,9 @@ mod tests {
         ) {
             let token = LeaveToken([one, other]);
             let pause = HoldRequest::Pause { route: member.clone(), lasts_ms };
+            let look = HoldRequest::Look { route: member.clone() };
             let order = HoldOrder { cluster, member, token, lasts_ms, is_switchover };
-            for request in [HoldRequest::Hold(order), HoldRequest::Release { cluster, token }, pause] {
+            for request in [HoldRequest::Hold(order), HoldRequest::Release { cluster, token }, pause, look] {
                 let body = encode_question(number, &request);
                 prop_assert!(body.len() <= MOST_HOLD);
                 prop_assert_eq!(body[0], 2);
