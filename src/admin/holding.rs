@@ -78,6 +78,11 @@ pub struct PauseReport {
     pub route: String,
     /// Transactions that are still open.
     pub open: u32,
+    /// Sessions that a pause does not hold: pinned ones, and those of a route whose sessions are
+    /// not tracked.
+    pub unaffected: u32,
+    /// The route was paused, here or at a peer that was told.
+    pub was_paused: bool,
     pub waited_ms: u64,
     /// A sentence for each process and each peer that does not follow.
     pub missing: Vec<String>,
@@ -199,8 +204,8 @@ pub(super) fn cut_in_words(activity: &MemberActivity) -> String {
         ),
         (
             activity.unmovable,
-            "of a route without transaction pooling",
-            "of routes without transaction pooling",
+            "of a route with resume: off",
+            "of routes with resume: off",
         ),
         (
             activity.forwarded,

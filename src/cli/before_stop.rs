@@ -15,14 +15,14 @@ use crate::admin::StopReport;
 use crate::config;
 
 /// For the first question, and where the router does not say a limit.
-const FIRST: Duration = Duration::from_secs(1);
+const FIRST: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub(super) struct BeforeStop {
     #[command(flatten)]
     remote: Remote,
     /// How long to wait for open transactions, up to 30s.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = |text: &str| time_up_to(text, 30))]
     grace: Duration,
     /// Another member than the one on this host.
     #[arg(long, value_name = "NAME")]
@@ -32,6 +32,15 @@ pub(super) struct BeforeStop {
 /// A time as in the configuration: `500ms`, `5s`, `1m`.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| "a number with a unit: ms, s, m or h".to_owned())
+}
+
+/// The same, with a limit in seconds.
+pub(super) fn time_up_to(text: &str, most: u64) -> Result<Duration, String> {
+    let parsed = time(text)?;
+    if parsed > Duration::from_secs(most) {
+        return Err(format!("at most {most}s"));
+    }
+    Ok(parsed)
 }
 
 pub(super) fn run(command: &BeforeStop) -> ExitCode {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::before_stop::time;
+use super::before_stop::time_up_to;
 use super::remote::{Remote, encoded};
 use super::tables::session_table;
 use crate::admin::{Activity, PauseReport, SessionView};
@@ -30,10 +30,10 @@ pub(super) struct Pause {
     #[arg(long)]
     all_peers: bool,
     /// How long to wait for open transactions.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = |text: &str| time_up_to(text, 3600))]
     wait: Duration,
     /// How long the pause lasts, if nobody ends it; up to 1h.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = |text: &str| time_up_to(text, 3600))]
     timeout: Duration,
 }
 
@@ -64,7 +64,11 @@ pub(super) fn unpause(command: &Unpause) -> ExitCode {
         .and_then(|router| router.change(&path, Some(&json!({"all_peers": all_peers}))))
         .and_then(report);
     shown(done.map(|report| {
-        println!("{route}: it is not paused any more");
+        if report.was_paused {
+            println!("{route}: it is not paused any more");
+        } else {
+            println!("{route}: it was not paused");
+        }
         report.missing.is_empty()
     }))
 }
@@ -91,6 +95,15 @@ fn paused(command: &Pause) -> Result<bool, String> {
     let router = remote.router_within(command.wait + ANSWER)?;
     let path = format!("/api/v1/routes/{}/pause", encoded(route));
     let report = report(router.change(&path, Some(&body))?)?;
+    match report.unaffected {
+        0 => {}
+        1 => eprintln!("1 session is not held and may go on: it is pinned, or the route has resume: off"),
+        count => {
+            eprintln!(
+                "{count} sessions are not held and may go on: they are pinned, or the route has resume: off"
+            );
+        }
+    }
     if report.open == 0 {
         println!("{route}: paused, and no transaction is open");
         return Ok(report.missing.is_empty());

@@ -14,7 +14,7 @@ use clap::Args;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::before_stop::time;
+use super::before_stop::time_up_to;
 use super::remote::{Remote, Router};
 use crate::admin::{SwitchoverPlan, SwitchoverStatus};
 
@@ -32,7 +32,7 @@ pub(super) struct Switchover {
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
     /// How long to wait for open transactions, up to 20s.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = |text: &str| time_up_to(text, 20))]
     grace: Duration,
     /// Leave out this peer, which does not answer: its clients see errors. May be repeated.
     #[arg(long, value_name = "NAME")]
@@ -70,8 +70,8 @@ fn switch_over(command: &Switchover) -> Result<bool, String> {
             plan.problems.join("\n  ")
         ));
     }
-    if !command.yes && !confirmed() {
-        return Err("nothing was changed".to_owned());
+    if !command.yes {
+        confirmed()?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
@@ -127,10 +127,17 @@ fn read<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> Result<T, S
     serde_json::from_value(value).map_err(|_| "the router's answer makes no sense".to_owned())
 }
 
-fn confirmed() -> bool {
+/// # Errors
+/// The operator does not want it, or there is none.
+fn confirmed() -> Result<(), String> {
     print!("Go on? [yes/no] ");
     let _ = io::stdout().flush();
     let mut line = String::new();
-    let read = io::stdin().lock().read_line(&mut line);
-    read.is_ok() && line.trim() == "yes"
+    match io::stdin().lock().read_line(&mut line) {
+        Ok(1..) if matches!(line.trim(), "yes" | "y") => Ok(()),
+        Ok(1..) => Err("nothing was changed".to_owned()),
+        Ok(0) | Err(_) => {
+            Err("\nnothing was changed: nobody answers here; --yes goes on without a question".to_owned())
+        }
+    }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::examine::Finding;
 use super::patroni::{describe, printable, tls};
 use super::service_account::{Purpose, ServiceAccount};
-use super::snapshot::{Identity, Leader, Member, MemberName, Role, Snapshot};
+use super::snapshot::{AdminState, Identity, Leader, Member, MemberName, Role, Snapshot};
 use super::{ClusterError, ClusterHandle};
 use crate::backend::query::{Row, simple_query};
 use crate::config::{self, Source};
@@ -382,6 +382,10 @@ pub fn candidate(snapshot: &Snapshot, wanted: Option<&MemberName>) -> Result<Mem
             Some("is not known to work")
         } else if facts.is_none_or(|facts| !facts.in_recovery) {
             Some("is no standby")
+        } else if member.admin == AdminState::Maint {
+            Some("is in maintenance at this router")
+        } else if member.admin == AdminState::Drain {
+            Some("is being drained at this router")
         } else if is_excluded(member) {
             Some("is tagged nofailover")
         } else if in_synchronous_mode && !is_synchronous(member) {
@@ -394,7 +398,16 @@ pub fn candidate(snapshot: &Snapshot, wanted: Option<&MemberName>) -> Result<Mem
     };
     if let Some(wanted) = wanted {
         let member = snapshot.member(wanted);
-        let member = member.ok_or_else(|| format!("the cluster has no member {wanted}"))?;
+        let names = || {
+            let names: Vec<&str> = snapshot
+                .members
+                .iter()
+                .map(|member| member.name.as_str())
+                .collect();
+            names.join(", ")
+        };
+        let member =
+            member.ok_or_else(|| format!("the cluster has no member {wanted}: there are {}", names()))?;
         return match unfit(member) {
             None => Ok(wanted.clone()),
             Some(why) => Err(format!("{wanted} {why}")),
@@ -403,8 +416,14 @@ pub fn candidate(snapshot: &Snapshot, wanted: Option<&MemberName>) -> Result<Mem
     let fit = snapshot.members.iter().filter(|member| unfit(member).is_none());
     // The names are in order, and the first of equals is taken.
     let best = fit.min_by_key(|member| member.measured.map_or(u64::MAX, |lag| lag.bytes));
-    best.map(|member| member.name.clone())
-        .ok_or_else(|| "no member can become the leader".to_owned())
+    best.map(|member| member.name.clone()).ok_or_else(|| {
+        let others = snapshot.members.iter().filter(|member| member.name != *leader);
+        let why = others.filter_map(|member| Some(format!("{} {}", member.name, unfit(member)?)));
+        format!(
+            "no member can become the leader: {}",
+            why.collect::<Vec<_>>().join("; ")
+        )
+    })
 }
 
 fn is_excluded(member: &Member) -> bool {
@@ -416,7 +435,10 @@ fn is_excluded(member: &Member) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
+    use crate::cluster::snapshot::{Health, NamedBy, ProbeFacts, SourceStatus, WHOLE_SHARE};
 
     #[test]
     fn each_status_of_patroni_has_its_meaning() {
@@ -437,6 +459,97 @@ mod tests {
                 SwitchoverReply::Unknown(format!("HTTP status {unknown}"))
             );
         }
+    }
+
+    fn member(name: &str, role: Role) -> Member {
+        let in_recovery = role != Role::Leader;
+        Member {
+            name: MemberName::new(name),
+            host: name.into(),
+            port: 5432,
+            role,
+            state: "streaming".into(),
+            timeline: None,
+            lag: None,
+            tags: BTreeMap::new(),
+            health: Health {
+                up: true,
+                facts: Some(ProbeFacts {
+                    in_recovery,
+                    system_identifier: 7,
+                    timeline: 3,
+                    position: 0,
+                    received: 0,
+                    streaming: in_recovery,
+                    server_version: 150_000,
+                    latency: Duration::ZERO,
+                    address: None,
+                    connected: None,
+                }),
+                ..Health::default()
+            },
+            identity: Identity::Same,
+            admin: AdminState::Ready,
+            leaving: false,
+            measured: None,
+            lagging: BTreeSet::new(),
+            share: WHOLE_SHARE,
+            weight: 1,
+            zone: None,
+        }
+    }
+
+    fn three() -> Snapshot {
+        Snapshot {
+            cluster: Arc::from("main"),
+            version: 1,
+            members: vec![
+                member("db1", Role::Leader),
+                member("db2", Role::Replica),
+                member("db3", Role::Replica),
+            ],
+            leader: Leader::Verified {
+                member: MemberName::new("db1"),
+                timeline: 3,
+                named_by: NamedBy::LeaderKey,
+            },
+            source: SourceStatus {
+                reachable: true,
+                error: None,
+                disagreement: None,
+            },
+            system_identifier: Some(7),
+            paused: false,
+            hears: true,
+            patience: None,
+            switchover_requested: false,
+        }
+    }
+
+    #[test]
+    fn a_member_that_an_operator_has_taken_out_of_service_does_not_become_the_leader() {
+        let mut snapshot = three();
+        let db3 = MemberName::new("db3");
+        assert_eq!(candidate(&snapshot, None), Ok(MemberName::new("db2")));
+        snapshot.members[1].admin = AdminState::Drain;
+        assert_eq!(
+            candidate(&snapshot, None),
+            Ok(db3.clone()),
+            "another one is taken"
+        );
+        snapshot.members[2].admin = AdminState::Maint;
+        let refused = candidate(&snapshot, Some(&db3)).unwrap_err();
+        assert_eq!(refused, "db3 is in maintenance at this router");
+        let refused = candidate(&snapshot, None).unwrap_err();
+        assert!(
+            refused.contains("db2 is being drained") && refused.contains("db3 is in maintenance"),
+            "{refused}"
+        );
+        let refused = candidate(&snapshot, Some(&MemberName::new("db9"))).unwrap_err();
+        assert!(
+            refused.ends_with("no member db9: there are db1, db2, db3"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::cluster::switchover::{self, LeaderAccess, SwitchoverRight};
 use crate::cluster::{ClusterHandle, LeaveToken};
 use crate::events::Events;
 use crate::session::Shared;
-use crate::session::holds::{HoldOrder, HoldRefusal, HoldRequest};
+use crate::session::holds::{HoldAnswer, HoldOrder, HoldRefusal, HoldRequest};
 use crate::session::paused::MAX_PAUSE;
 use crate::session::peers::PeerOrders;
 
@@ -52,6 +52,9 @@ pub(super) struct HoldingRouter {
     events: Events,
     /// The one that runs, or the last one.
     switchover: Mutex<Option<Arc<RunningSwitchover>>>,
+    /// Until when the clients of a member that is about to be stopped are held, by its cluster and
+    /// its name.
+    stops: Mutex<BTreeMap<(String, MemberName), Instant>>,
 }
 
 impl HoldingRouter {
@@ -70,7 +73,17 @@ impl HoldingRouter {
             administration,
             events,
             switchover: Mutex::default(),
+            stops: Mutex::default(),
         }
+    }
+
+    /// Until when the clients of this member are held: no longer than by the first order, or they
+    /// would wait until they get an error.
+    fn stop_until(&self, cluster: &str, member: &MemberName, until: Instant) -> Instant {
+        let mut stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        stops.retain(|_, until| *until > now);
+        *stops.entry((cluster.to_owned(), member.clone())).or_insert(until)
     }
 
     /// An order about this member, not given yet.
@@ -140,23 +153,55 @@ impl HoldingRouter {
         Some(peers.orders())
     }
 
-    /// Renews a pause at the other processes, and at the peers. Zero ends it.
-    async fn pause_for(&self, peers: &mut Option<PeerOrders>, route: &str, left: Duration) -> Round {
-        let request = HoldRequest::Pause {
-            route: route.to_owned(),
-            lasts_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
-        };
-        Round::of(&self.shared, peers.as_mut(), &request).await
+    /// Gives an order about a route to this router's processes, and to the peers.
+    async fn order(&self, peers: &mut Option<PeerOrders>, request: &HoldRequest) -> Round {
+        Round::of(&self.shared, peers.as_mut(), request).await
     }
 }
 
-fn report(route: &str, open: u32, began: Instant, round: &Round) -> PauseReport {
+fn pause_for(route: &str, lasts: Duration) -> HoldRequest {
+    HoldRequest::Pause {
+        route: route.to_owned(),
+        lasts_ms: u32::try_from(lasts.as_millis()).unwrap_or(u32::MAX),
+    }
+}
+
+fn report(route: &str, began: Instant, round: &Round) -> PauseReport {
+    let activity = round.activity();
     PauseReport {
         route: route.to_owned(),
-        open,
+        open: activity.transactions,
+        unaffected: activity.pinned.saturating_add(activity.unmovable),
+        was_paused: true,
         waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         missing: round.missing(),
     }
+}
+
+/// What Patroni and the servers need of the time for which clients are held.
+const NEEDED: Duration = Duration::from_secs(5);
+
+fn grace(request: &SwitchoverRequest) -> Duration {
+    request.grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis)
+}
+
+/// The longest grace behind which there is time left to switch over.
+fn longest_grace(longest: Duration) -> Duration {
+    longest.saturating_sub(NEEDED)
+}
+
+/// The sentence for a grace that is longer. The default is cut instead.
+fn too_long(grace: Duration, longest: Duration) -> Option<String> {
+    let most = longest_grace(longest);
+    (grace > most && grace > DEFAULT_GRACE).then(|| {
+        format!(
+            "a grace of {} s is too long: clients are held for {} s at most, by Patroni's ttl and loop_wait, and the \
+             switchover itself needs some of it; use --grace {}s",
+            grace.as_secs(),
+            longest.as_secs(),
+            most.as_secs()
+        )
+    })
 }
 
 /// What a planned switchover needs.
@@ -185,6 +230,7 @@ impl HoldingRouter {
         let access = Arc::new(cluster.leader_access().map_err(|error| error.to_string())?);
         let mut hold = self.prepare(&request.cluster, name, true)?;
         let mut problems = Vec::new();
+        problems.extend(too_long(grace(request), hold.longest));
         if snapshot.switchover_requested {
             problems.push(
                 "another switchover is requested: etcd has Patroni's key \"failover\". Wait for its end, or remove it with \
@@ -234,7 +280,7 @@ impl HoldingRouter {
                 match access.right(&rest).await {
                     SwitchoverRight::Allowed => {}
                     SwitchoverRight::Denied(why) => problems.push(format!(
-                        "Patroni does not let the router switch over ({why}): see clusters.NAME.patroni.username"
+                        "Patroni does not let the router switch over ({why}): see username and password_file of clusters.NAME.patroni"
                     )),
                     SwitchoverRight::Unknown(why) => problems.push(format!("{rest}/switchover: {why}")),
                 }
@@ -294,8 +340,9 @@ impl HoldOperations for HoldingRouter {
         async move {
             let began = Instant::now();
             let mut hold = self.prepare(cluster, member, false)?;
+            hold.until = self.stop_until(cluster, member, hold.until);
             let limit = self.stop_limit(cluster).await.saturating_sub(SPARE);
-            let deadline = began + grace.min(limit);
+            let deadline = (began + grace.min(limit)).min(hold.until);
             info!(cluster, %member, "the server is about to be stopped: its clients are held");
             let tracker = self.tracker.clone();
             let (member, stop) = (member.as_str().to_owned(), self.stop.clone());
@@ -360,6 +407,7 @@ impl HoldOperations for HoldingRouter {
                 }
                 *current = Some(Arc::clone(&running));
             }
+            let most = longest_grace(prepared.hold.longest);
             let switchover = Switchover {
                 running,
                 cluster: self.cluster(&request.cluster)?,
@@ -368,7 +416,7 @@ impl HoldOperations for HoldingRouter {
                 rest: prepared.rest,
                 leader: prepared.leader,
                 candidate: prepared.candidate,
-                grace: request.grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis),
+                grace: grace(request).min(most),
                 events: self.events.clone(),
                 tracker: self.tracker.clone(),
             };
@@ -399,18 +447,36 @@ impl HoldOperations for HoldingRouter {
                 .pause_route(route, Some(lasts))
                 .map_err(|busy| busy.to_string())?;
             let mut peers = self.peers(pause.all_peers);
+            // Ordered once: whoever ends it meanwhile has the last word.
+            let mut round = self.order(&mut peers, &pause_for(route, lasts)).await;
+            let look = HoldRequest::Look {
+                route: route.to_owned(),
+            };
             let mut quiet_rounds = 0;
             loop {
                 let next = Instant::now() + LOOK;
-                let left = (began + lasts).saturating_duration_since(Instant::now());
-                let round = self.pause_for(&mut peers, route, left).await;
-                let open = round.activity().transactions;
+                let report = report(route, began, &round);
+                if let Some(Err(refusal)) = round.own {
+                    return Err(refusal.to_string());
+                }
+                if !round.is_held() {
+                    return Err(format!(
+                        "the pause of {route} is over: its timeout has passed, or somebody has ended it"
+                    ));
+                }
                 // One that was let through just before the pause may begin after the first look.
-                quiet_rounds = if open == 0 { quiet_rounds + 1 } else { 0 };
+                quiet_rounds = if report.open == 0 { quiet_rounds + 1 } else { 0 };
                 if quiet_rounds >= 2 || next >= deadline {
-                    return Ok(report(route, open, began, &round));
+                    return Ok(report);
                 }
                 sleep_until(next).await;
+                let missing = std::mem::take(&mut round.missing);
+                round = self.order(&mut peers, &look).await;
+                for sentence in missing {
+                    if !round.missing.contains(&sentence) {
+                        round.missing.push(sentence);
+                    }
+                }
             }
         }
         .boxed()
@@ -419,12 +485,42 @@ impl HoldOperations for HoldingRouter {
     fn unpause<'a>(&'a self, route: &'a str, all_peers: bool) -> BoxFuture<'a, Result<PauseReport, String>> {
         async move {
             let began = Instant::now();
+            let mut was_paused = self.paused().contains_key(route);
             self.administration
                 .pause_route(route, None)
                 .map_err(|busy| busy.to_string())?;
-            let mut peers = self.peers(all_peers);
-            let round = self.pause_for(&mut peers, route, Duration::ZERO).await;
-            Ok(report(route, round.activity().transactions, began, &round))
+            let mut peers = self.peers(true);
+            if !all_peers && let Some(peers) = &mut peers {
+                // They are not told, and may be paused by an order for all.
+                let look = HoldRequest::Look {
+                    route: route.to_owned(),
+                };
+                let own = self.order(&mut None, &pause_for(route, Duration::ZERO)).await;
+                let mut report = report(route, began, &own);
+                report.was_paused = was_paused;
+                for (peer, answer) in peers.ask(&look).await {
+                    if let Ok(HoldAnswer::Done(activity)) = answer
+                        && activity.is_leaving
+                    {
+                        report.missing.push(format!(
+                            "peer {peer}: it is still paused there (--all-peers ends it)"
+                        ));
+                    }
+                }
+                return Ok(report);
+            }
+            if let Some(peers) = &mut peers {
+                let look = HoldRequest::Look {
+                    route: route.to_owned(),
+                };
+                was_paused |= peers.ask(&look).await.iter().any(
+                    |(_, answer)| matches!(answer, Ok(HoldAnswer::Done(activity)) if activity.is_leaving),
+                );
+            }
+            let round = self.order(&mut peers, &pause_for(route, Duration::ZERO)).await;
+            let mut report = report(route, began, &round);
+            report.was_paused = was_paused;
+            Ok(report)
         }
         .boxed()
     }

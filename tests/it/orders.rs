@@ -311,13 +311,20 @@ fn what_patroni_says_to_a_switchover_decides_whether_clients_wait() {
         "{text}"
     );
     assert_eq!(client.value("SELECT 4"), "4");
+    // Clients would wait for transactions until no time is left to switch over.
+    let said = trunkline(&router, &["switchover", "--yes", "--grace", "20s"]);
+    let text = String::from_utf8(said.stderr).unwrap();
+    assert!(
+        !said.status.success() && text.contains("use --grace 14s"),
+        "{text}"
+    );
     // Ctrl-C undoes it, as long as Patroni has not been asked.
     fake.set(Some(200));
     let mut busy = session(&router);
     send(&mut busy, "BEGIN");
     assert_eq!(answer(&mut busy), "CZ");
     let command = Command::new(env!("CARGO_BIN_EXE_trunkline"))
-        .args(["switchover", "--yes", "--grace", "20s", "-c"])
+        .args(["switchover", "--yes", "--grace", "12s", "-c"])
         .arg(router.dir().join("trunkline.yaml"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

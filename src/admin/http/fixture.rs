@@ -286,6 +286,8 @@ impl HoldOperations for NothingHeld {
         let report = PauseReport {
             route: route.to_owned(),
             open: self.open,
+            unaffected: 0,
+            was_paused: true,
             waited_ms: 7,
             missing: Vec::new(),
         };

@@ -194,14 +194,19 @@ pub(super) async fn administer_route(
     };
     let handles = &app.handles;
     let mut known = handles.clusters.iter().flat_map(ClusterView::routes);
-    if is_pause && !known.any(|known| *known.name == *route) {
+    // A pause outlives its route.
+    if !known.any(|known| *known.name == *route)
+        && (is_pause || !handles.holding.paused().contains_key(&route))
+    {
         return routes::no_route();
     }
     let by = shown_caller(caller);
     let done = if is_pause {
-        let done = handles.holding.pause(&route, &request).await;
-        handles.events.emit(OperatorEvent::RoutePaused { route, by });
-        done
+        handles.events.emit(OperatorEvent::RoutePaused {
+            route: route.clone(),
+            by,
+        });
+        handles.holding.pause(&route, &request).await
     } else {
         let done = handles.holding.unpause(&route, request.all_peers).await;
         handles.events.emit(OperatorEvent::RouteUnpaused { route, by });
