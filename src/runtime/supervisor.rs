@@ -281,7 +281,9 @@ impl Supervisor {
     /// Reloads the whole configuration if it has changed, or a file that is read only with it.
     /// Otherwise reads the other files again.
     async fn reload(&mut self) -> ReloadAnswer {
-        let (config, read) = (Arc::clone(&self.config), self.read.of(&ReloadUnit::Rest).cloned());
+        // As they were when the whole configuration was read: checks in between may have seen others.
+        let read = self.applied.get(&ReloadUnit::Rest).cloned();
+        let config = Arc::clone(&self.config);
         let edited = self.files.read(READ_LIMIT, move || {
             let other_files = read
                 .iter()

@@ -355,6 +355,32 @@ fn what_was_set_for_members_stays_and_a_reload_may_be_asked_for_by_http() {
     session.goes_on();
 }
 
+/// A file that is read only with the whole configuration: the check that has warned of it must not
+/// make a reload believe that it knows it.
+#[test]
+fn a_file_that_is_read_with_the_configuration_counts_at_the_reload_that_the_log_asks_for() {
+    let server = Postgres::start(&postgres::Options::default());
+    let subject = Subject::before(&server);
+    let password = secret(subject.router.dir(), "patroni.password", "wrong");
+    let patroni = format!(
+        "clusters:\n  spare:\n    patroni: {{endpoints: [\"http://127.0.0.1:1\"], username: x, password_file: {}}}\n    \
+         service_account: {{user: x}}\n",
+        password.display()
+    );
+    let with_spare = subject
+        .usual
+        .replacen("clusters:\n", &patroni, 1)
+        .replace("listeners:\n", "routes:\n  read-write: {cluster: main, targets: [leader]}\n  read-only: {cluster: main, targets: [replica]}\nlisteners:\n");
+    let told = subject.takes(&with_spare);
+    assert!(told.contains("clusters.spare (added)"), "{told}");
+    fs::write(&password, "right").unwrap();
+    subject
+        .router
+        .await_log(&["WARN", "patroni.password", "this file has changed"]);
+    let told = subject.takes(&with_spare);
+    assert!(told.contains("changed: clusters.spare"), "{told}");
+}
+
 /// A cluster with other settings, one more, and one that goes while it has sessions.
 #[test]
 fn clusters_change_and_their_sessions_stay() {
