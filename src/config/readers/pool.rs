@@ -45,7 +45,7 @@ pub(super) fn read(
 ) -> Option<Pool> {
     let mode = match section.one_of("mode").map(WrittenPoolMode::pooled) {
         Some(None) if !section.is_broken() => {
-            nothing_but_mode(section);
+            nothing_but_mode(section, is_tracked);
             return None;
         }
         mode => mode.flatten(),
@@ -82,7 +82,8 @@ pub(super) fn read(
 
 /// For tracked sessions without a pool: everything at its default, but nothing that keeps a session
 /// from a connection of its own, and room for the prepared statements of one that lives long.
-pub(super) fn of_tracked_sessions() -> Pool {
+/// `written`: the route's `pool`, which may say what is asked and restored.
+pub(super) fn of_tracked_sessions(written: &Section<'_>) -> Pool {
     let context = Context::new(Path::new(""), 0, &|_| None);
     let section = Section::unwritten(&context, &POOL);
     let mut limits = of_pool(&section);
@@ -96,14 +97,17 @@ pub(super) fn of_tracked_sessions() -> Pool {
         max_statement_bytes: 32 << 20,
         reset_timeout: section.duration("reset_timeout"),
         wait_notify: section.duration_or_off("wait_notify"),
-        settings: Vec::new(),
-        verify: section.word("verify"),
+        settings: restored(written),
+        verify: written.word("verify"),
         custom_settings: section.word("custom_settings"),
         ignore_startup_parameters: Vec::new(),
     }
 }
 
-fn nothing_but_mode(section: &Section<'_>) {
+/// What counts for tracked sessions without a pool.
+const OF_TRACKED: [&str; 2] = ["settings", "verify"];
+
+fn nothing_but_mode(section: &Section<'_>, is_tracked: bool) {
     if !section.has("mode") && section.has_unknown() {
         // It may be the mode that is misspelt.
         return;
@@ -113,7 +117,8 @@ fn nothing_but_mode(section: &Section<'_>) {
     } else {
         "has no effect without `mode`, which is `off`"
     };
-    let others = section.fields().filter(|(key, _)| *key != "mode");
+    let counts = |key: &str| key == "mode" || is_tracked && !section.has("mode") && OF_TRACKED.contains(&key);
+    let others = section.fields().filter(|(key, _)| !counts(key));
     for field in others.filter_map(|(_, field)| field) {
         field.error_with_hint(
             message,

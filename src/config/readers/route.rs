@@ -78,7 +78,8 @@ fn with_targets(
     let access = targets.as_deref().map(Access::of);
     let (queue, pool) = queue_and_pool(section, around);
     let resume = hold::resume(section, pool.as_ref());
-    let tracking = (resume == Resume::Tracked && pool.is_none()).then(pool::of_tracked_sessions);
+    let tracking = (resume == Resume::Tracked && pool.is_none())
+        .then(|| pool::of_tracked_sessions(&section.section("pool")));
     let hold = hold::hold(section, resume);
     let client_address = client_address_options(section, pool.is_some());
     let tags = match section.field("tags") {

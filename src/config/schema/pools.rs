@@ -99,7 +99,8 @@ pub(in crate::config) static POOL: Keys = Keys(&[
         "settings",
         PARAMETERS,
         Nothing,
-        "Transaction mode: settings that the router asks for after every transaction, and restores. \
+        "Transaction mode or `resume: tracked`, also without a pool: settings that the router asks for \
+         after every transaction, and restores. \
          It finds other changes by itself, except those that a function makes (`set_config` in \
          PL/pgSQL): name such settings here (`app.tenant`).",
     ),
@@ -107,7 +108,8 @@ pub(in crate::config) static POOL: Keys = Keys(&[
         "verify",
         words_of::<Verify>(),
         Text("tags"),
-        "Transaction mode: when the router asks the server what a session has changed. `tags`: if \
+        "Transaction mode or `resume: tracked`, also without a pool: when the router asks the server \
+         what a session has changed. `tags`: if \
          command tags, reported parameters or the SQL text say that something may have changed. \
          `always`: after every transaction, and all settings, which takes much longer.",
     ),

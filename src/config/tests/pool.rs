@@ -238,6 +238,29 @@ fn servers_of_a_pool_are_told_no_client_address_unless_it_is_written() {
 }
 
 #[test]
+fn tracked_sessions_without_a_pool_may_name_settings_and_nothing_else() {
+    let files = Files::new();
+    let tracked = |pool: &str| with_pool(&format!("{pool}, resume: tracked"));
+    let config = files.ok(&tracked("{settings: [App.tenant], verify: always}"));
+    let tracking = config.routes["r"].tracking.clone().unwrap();
+    assert_eq!(tracking.settings, names(&["app.tenant"]));
+    assert_eq!(tracking.verify, Verify::Always);
+    assert!(config.routes["r"].pool.is_none());
+    files.one_error(
+        &tracked("{max_connections: 5, settings: [app.tenant]}"),
+        "r.pool.max_connections: has no effect without `mode`",
+    );
+    files.one_error(
+        &tracked("{mode: off, verify: tags}"),
+        "r.pool.verify: has no effect with `mode: off`",
+    );
+    files.one_error(
+        &with_pool("{settings: [app.tenant]}"),
+        "r.pool.settings: has no effect without `mode`",
+    );
+}
+
+#[test]
 fn a_forwarding_listener_has_no_pool() {
     let files = Files::new();
     for mode in ["session", "transaction"] {
