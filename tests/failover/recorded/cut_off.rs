@@ -72,6 +72,7 @@ fn a_router_that_is_cut_off_is_not_ready_and_keeps_nobody_waiting() {
         address: address.parse().unwrap(),
         prefix: prefix.iter().map(ToString::to_string).collect(),
         has_clients: prefix.is_empty(),
+        mode: None,
     };
     let places = [
         place(ours[1], &[]),

@@ -49,6 +49,8 @@ struct Place {
     prefix: Vec<String>,
     /// Writers are on this one.
     has_clients: bool,
+    /// Another mode than that of the run.
+    mode: Option<Mode>,
 }
 
 impl Place {
@@ -57,6 +59,14 @@ impl Place {
             address: fresh_address(),
             prefix: Vec::new(),
             has_clients: true,
+            mode: None,
+        }
+    }
+
+    fn of(mode: Mode) -> Self {
+        Self {
+            mode: Some(mode),
+            ..Self::here()
         }
     }
 }
@@ -110,7 +120,7 @@ impl Run {
         let peers = secret(dir.path(), "peers", &"5".repeat(64));
         let mut routers = Vec::new();
         for place in places {
-            let mut extra = mode.routes();
+            let mut extra = place.mode.unwrap_or(mode).routes();
             if places.len() > 1 {
                 let _ = writeln!(extra, "peers:\n  secret_file: {}\n  members:", peers.display());
             }
@@ -284,8 +294,13 @@ fn await_synchronous(cluster: &Cluster) {
     });
 }
 
-fn everything(mode: Mode, base: &str, etcd_port: u16) {
-    let mut run = Run::start(mode, "recorded", base, etcd_port);
+/// Half of the clients of each driver are on a route with a pool, half on one with
+/// `resume: tracked`, at two routers that are peers.
+#[test]
+fn switchovers_and_crashes_lose_and_double_nothing() {
+    let cluster = Run::cluster("recorded", "127.0.55.11", 14300, &[]);
+    let places = [Place::of(Mode::Pooled), Place::of(Mode::Tracked)];
+    let mut run = Run::at(cluster, Mode::Pooled, &places, 10);
     for _ in 0..3 {
         run.switchover_by_the_router().assert_unnoticed();
     }
@@ -297,14 +312,4 @@ fn everything(mode: Mode, base: &str, etcd_port: u16) {
     run.kill_the_leader().assert_only(&TOLD);
     run.freeze_the_leader().assert_only(&TOLD);
     run.finish();
-}
-
-#[test]
-fn switchovers_and_crashes_of_a_pooled_route_lose_and_double_nothing() {
-    everything(Mode::Pooled, "127.0.55.11", 14300);
-}
-
-#[test]
-fn switchovers_and_crashes_of_a_tracked_route_lose_and_double_nothing() {
-    everything(Mode::Tracked, "127.0.59.11", 14350);
 }
