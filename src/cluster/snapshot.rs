@@ -62,6 +62,12 @@ impl Snapshot {
         let found = self.members.binary_search_by(|member| member.name.cmp(name));
         found.ok().map(|index| &self.members[index])
     }
+
+    /// Nothing of a cluster of several members has answered lately: it is this router that is cut
+    /// off. The silence of a single server is its own, and may be a moment's.
+    pub fn is_cut_off(&self) -> bool {
+        !self.hears && self.members.len() > 1
+    }
 }
 
 /// The verified leader, or why there is none.

@@ -339,21 +339,6 @@ impl Gate {
     fn report(&self, before: Option<&Computed>, position: &Position, now: Instant) {
         let route = &self.label.route;
         let held = self.line.length();
-        let is_paused = |position: &Position| {
-            matches!(
-                position,
-                Position::Shut {
-                    why: ShutReason::Paused,
-                    ..
-                }
-            )
-        };
-        if !self.route.load().holds_clients()
-            && !is_paused(position)
-            && !before.is_some_and(|known| is_paused(&known.position))
-        {
-            return;
-        }
         let was_shut = before.filter(|known| matches!(known.position, Position::Shut { .. }));
         let after = was_shut.map(|known| now.duration_since(known.since).as_millis());
         match (position, after) {
@@ -593,7 +578,7 @@ pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::
 /// # Errors
 /// The router hears nothing of the cluster.
 pub(super) fn hears(snapshot: &Snapshot, route: &Route) -> Result<(), ErrorReply> {
-    if snapshot.hears {
+    if !snapshot.is_cut_off() {
         return Ok(());
     }
     let message = format!(

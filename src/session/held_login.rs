@@ -59,8 +59,9 @@ impl<'a> HeldLogin<'a> {
         if std::mem::take(&mut self.has_failed) {
             sleep(try_again_after(&mut self.tries)).await;
         }
-        let gate = &self.listener.gate;
-        if !gate.must_wait(Group::UNPOOLED) {
+        let ListenerSettings { gate, route, .. } = self.listener;
+        let is_held = route.hold.logins || gate.is_paused();
+        if !is_held || !gate.must_wait(Group::UNPOOLED) {
             return Ok(None);
         }
         let refused = |error| NoServer::Attach(AttachError::NoCandidate(error));

@@ -131,7 +131,7 @@ fn read_write(view: &ClusterView, strict: bool, disabled: &DisabledRoutes) -> Ch
 /// A router that is cut off refuses new clients, before it has lost each member.
 fn hears(snapshot: &Snapshot) -> CheckResult {
     let nothing = || "the router hears nothing of the cluster".to_owned();
-    snapshot.hears.then_some(()).ok_or_else(nothing)
+    (!snapshot.is_cut_off()).then_some(()).ok_or_else(nothing)
 }
 
 /// The routes that an operator has not disabled.

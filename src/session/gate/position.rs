@@ -113,7 +113,11 @@ pub(super) fn evaluate(
     let error = Box::new(unavailable(snapshot, route, &choice));
     let timeout = hold_timeout(snapshot, route);
     let until = memory.lost.unwrap_or(now) + timeout;
-    let is_held = memory.has_served && snapshot.hears && now < until && may_pass(snapshot, route, &choice);
+    let is_held = route.holds_clients()
+        && memory.has_served
+        && snapshot.hears
+        && now < until
+        && may_pass(snapshot, route, &choice);
     if !is_held {
         return Position::FailFast(error);
     }

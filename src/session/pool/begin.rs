@@ -261,7 +261,7 @@ async fn first_lease(
     stream: &ClientStream,
     shared: &Shared,
 ) -> Result<Box<PooledConnection>, NoFirstLease> {
-    let mut acquisition = Acquisition::new(home, address, &[], 0);
+    let mut acquisition = Acquisition::of_login(home, address);
     loop {
         let got = tokio::select! {
             biased;

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::oneshot;
@@ -85,6 +84,8 @@ pub(super) struct Acquisition<S: SessionStream> {
     failed: Option<AttachError>,
     state: State<S>,
     has_asked: bool,
+    /// The client may be held. A login on a route without `hold.logins` may not.
+    may_be_held: bool,
     /// How often a server has failed since the client came, or was let go.
     tries: u32,
     /// The client was held, and was let go.
@@ -123,6 +124,7 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
         Self {
             state: State::Over,
             has_asked: false,
+            may_be_held: true,
             tries: 0,
             want,
             bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
@@ -132,9 +134,17 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
         }
     }
 
+    /// As [`Self::new`], for a client that logs in.
+    pub(super) fn of_login(home: &Home<S>, client: Option<IpAddr>) -> Self {
+        Self {
+            may_be_held: home.route.hold.logins || home.gate.is_paused(),
+            ..Self::new(home, client, &[], 0)
+        }
+    }
+
     /// Asks the pool, or first the gate if clients must wait there.
     fn ask(&mut self, home: &Home<S>) -> Result<State<S>, Refusal> {
-        if self.pass.is_none() && home.gate.must_wait(home.group()) {
+        if self.may_be_held && self.pass.is_none() && home.gate.must_wait(home.group()) {
             let place = home.gate.hold(home.group(), self.bytes);
             return place
                 .map(State::Held)
@@ -146,7 +156,7 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
     /// No member may serve the route: held, if the gate is shut.
     fn hold(&mut self, home: &Home<S>) -> Option<Result<State<S>, Refusal>> {
         home.gate.refresh(|| home.cluster.snapshot());
-        if !home.gate.is_shut() {
+        if !self.may_be_held || !home.gate.is_shut() {
             return None;
         }
         self.pass = None;
@@ -165,7 +175,8 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
         if let Some(held) = self.hold(home) {
             return held;
         }
-        let may_pass = error.may_pass() && home.route.hold.timeout != Some(Duration::ZERO);
+        let is_held = self.may_be_held && home.route.holds_clients();
+        let may_pass = error.may_pass() && is_held;
         if !may_pass || self.begun.elapsed() > TRY_AGAIN_FOR {
             return Err(Refusal::Attach(error));
         }
