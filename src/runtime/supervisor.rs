@@ -281,7 +281,8 @@ impl Supervisor {
     /// Reloads the whole configuration if it has changed, or a file that is read only with it.
     /// Otherwise reads the other files again.
     async fn reload(&mut self) -> ReloadAnswer {
-        // As they were when the whole configuration was read: checks in between may have seen others.
+        // As they were when the whole configuration was read: checks in between may have seen
+        // others.
         let read = self.applied.get(&ReloadUnit::Rest).cloned();
         let config = Arc::clone(&self.config);
         let edited = self.files.read(READ_LIMIT, move || {

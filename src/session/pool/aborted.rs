@@ -235,7 +235,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         true
     }
 
-    /// A message of a batch that has its error already. `behind`: so many bytes are there behind it.
+    /// A message of a batch that has its error already. `behind`: so many bytes are there behind
+    /// it.
     pub(super) fn refuse(&mut self, tag: u8, frame: &[u8], is_whole: bool, behind: usize) {
         if matches!(self.block, Block::Lost | Block::None) {
             self.refused
@@ -254,7 +255,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         }
     }
 
-    /// The client has not waited for the answer: `behind` its request there is another, or it comes.
+    /// The client has not waited for the answer: `behind` its request there is another, or it
+    /// comes.
     ///
     /// If the request was to begin a transaction and is refused, what follows was meant to be part
     /// of it, and must not be executed on its own.
