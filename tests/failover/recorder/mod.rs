@@ -5,11 +5,11 @@
 //! process). All take the same from their environment: `HOSTS` (the routers, of which each writer
 //! takes one by its number) and their `PORT`, `CA` for their certificate, `WRITERS` (numbers, one
 //! connection each, separated by commas), `PAUSE_MS` between two transactions, `OUT`, `STOP` (a
-//! file: when it is there, they end) and `LIMIT_S`, after which they end by themselves. Each writer takes turns: one statement, a transaction of
-//! two, a prepared statement, and three at once as far as the driver can. Its n-th row has the
-//! number `(writer << 32) + n`, which is never used again: nothing is retried. A writer whose
-//! connection is over opens another one. Into `OUT` they write lines with tabs, times in
-//! microseconds:
+//! file: when it is there, they end) and `LIMIT_S`, after which they end by themselves. Each writer
+//! takes turns: one statement, a transaction of two, a prepared statement, and three at once as far
+//! as the driver can. Its n-th row has the number `(writer << 32) + n`, which is never used again:
+//! nothing is retried. A writer whose connection is over opens another one. Into `OUT` they write
+//! lines with tabs, times in microseconds:
 //!
 //! ```text
 //! login BEGAN ENDED WRITER done|error SQLSTATE TEXT
