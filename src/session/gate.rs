@@ -7,15 +7,17 @@
 //! and waiting is no use, the gate fails fast.
 //!
 //! Guarantees: nothing that a client can cause shuts the gate, and while a member may serve only a
-//! pause does. First come, first served; a new session never overtakes. A change (a session ended,
-//! the topology changed) wakes only the first session, however many wait; when it leaves, the next
-//! one has its turn. A session in the middle leaves at once, at no cost for the others. The number
-//! of waiting sessions and their time are limited, and waiting takes no thread. No lock is held
-//! while a session tries, and no lock is taken within another.
+//! pause does. First come, first served, among the held those of one pool; a new session never
+//! overtakes. A change (a session ended, the topology changed) wakes only the first session,
+//! however many wait; when it leaves, the next one has its turn. A session in the middle leaves at
+//! once, at no cost for the others. The number of waiting sessions and their time are limited, and
+//! waiting takes no thread. No lock is held while a session tries, and no lock is taken within
+//! another.
 
 mod line;
 mod metrics;
 mod position;
+mod replies;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -33,14 +35,14 @@ use self::line::Line;
 pub(super) use self::line::{Group, HeldPlace, ReleasePass};
 pub(super) use self::metrics::{HoldMetrics, Metrics};
 use self::position::{GateMemory, Position, ShutReason};
+use self::replies::not_released;
+pub(super) use self::replies::{busy, hears, unavailable};
 use super::gauges::{GaugeGuard, RouteLabel, seconds};
 use super::paused::PausedRoutes;
 use crate::cluster::snapshot::Snapshot;
-use crate::config::{Cluster, Route};
+use crate::config::Route;
 use crate::frontend::RefuseReason;
-use crate::routing;
 use crate::wire::message::ErrorReply;
-use crate::wire::sqlstate::SqlState;
 
 /// Why a session got no pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -551,69 +553,6 @@ impl Drop for Wait<'_> {
         self.gate.waiting_anywhere.fetch_sub(1, Ordering::AcqRel);
         self.duration.observe(seconds(self.began.elapsed()));
     }
-}
-
-/// The error for a client that was held and had no turn.
-fn not_released(route: &Route) -> ErrorReply {
-    ErrorReply::fatal(
-            SqlState::TOO_MANY_CONNECTIONS,
-            format!("too many clients of the route {} wait for a server", route.name),
-        )
-        .hint(format!(
-            "They were held while there was none, and this one had no turn within {} ms (queue_timeout). Try again \
-             later.",
-            route.queue.timeout.as_millis()
-        ))
-}
-
-/// The error if no member may serve the route.
-pub(super) fn unavailable(snapshot: &Snapshot, route: &Route, choice: &routing::Choice) -> ErrorReply {
-    let (message, hint) = routing::unavailable(snapshot, route, choice);
-    ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint)
-}
-
-/// Whether a new client can expect a server that was fit when it was heard of last. A router that
-/// is cut off notices that nothing answers before it has lost each member.
-///
-/// # Errors
-/// The router hears nothing of the cluster.
-pub(super) fn hears(snapshot: &Snapshot, route: &Route) -> Result<(), ErrorReply> {
-    if !snapshot.is_cut_off() {
-        return Ok(());
-    }
-    let message = format!(
-        "no server accepts {} sessions now: this router hears nothing of the cluster",
-        route.access
-    );
-    let hint = "Neither Patroni nor a server has answered it for more than a second. Another router may still serve \
-                you; try again later.";
-    Err(ErrorReply::fatal(SqlState::CANNOT_CONNECT_NOW, message).hint(hint))
-}
-
-/// The error for a client whose session waited too long, or may not wait.
-pub(super) fn busy(cluster: &Cluster, route: &Route, error: QueueError) -> ErrorReply {
-    let most = cluster.max_connections;
-    let reason = match error {
-        QueueError::Timeout => format!(
-            "No session ended within {} ms (queue_timeout).",
-            route.queue.timeout.as_millis()
-        ),
-        QueueError::Full if route.queue.most == 0 => {
-            "Clients may not wait for a session to end (max_queue is 0).".to_owned()
-        }
-        QueueError::Full => format!(
-            "{} clients already wait for a session to end (max_queue).",
-            route.queue.most
-        ),
-    };
-    ErrorReply::fatal(
-        SqlState::TOO_MANY_CONNECTIONS,
-        format!("every server for {} sessions is full", route.access),
-    )
-    .hint(format!(
-        "The router gives each server at most {most} sessions (server.max_connections). {reason} Try again later, or \
-         ask the operator to raise these limits."
-    ))
 }
 
 #[cfg(any(test, feature = "instructions"))]

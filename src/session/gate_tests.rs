@@ -142,7 +142,7 @@ fn a_route_without_a_fit_member_fails_fast_and_is_computed_once_for_each_snapsho
     let scene = Scene::new(1);
     let one = snapshot(1);
     let reply = scene.gate.admits(|| Arc::clone(&one), &scene.route).unwrap_err();
-    assert_eq!(reply.code, SqlState::CANNOT_CONNECT_NOW);
+    assert_eq!(reply.code, crate::wire::sqlstate::SqlState::CANNOT_CONNECT_NOW);
     let computed = scene.gate.state.load_full().unwrap();
     assert!(scene.gate.admits(|| Arc::clone(&one), &scene.route).is_err());
     assert!(Arc::ptr_eq(&computed, &scene.gate.state.load_full().unwrap()));
