@@ -40,6 +40,8 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// For the name service to say where the peers are.
 const NAMES: Duration = Duration::from_secs(2);
 
+type Stops = BTreeMap<(String, MemberName), Instant>;
+
 /// Gives orders that hold clients.
 #[derive(Debug)]
 pub(super) struct HoldingRouter {
@@ -53,8 +55,8 @@ pub(super) struct HoldingRouter {
     /// The one that runs, or the last one.
     switchover: Mutex<Option<Arc<RunningSwitchover>>>,
     /// Until when the clients of a member that is about to be stopped are held, by its cluster and
-    /// its name.
-    stops: Mutex<BTreeMap<(String, MemberName), Instant>>,
+    /// its name. An entry goes when its order is over.
+    stops: Arc<Mutex<Stops>>,
 }
 
 impl HoldingRouter {
@@ -73,7 +75,7 @@ impl HoldingRouter {
             administration,
             events,
             switchover: Mutex::default(),
-            stops: Mutex::default(),
+            stops: Arc::default(),
         }
     }
 
@@ -346,8 +348,22 @@ impl HoldOperations for HoldingRouter {
             info!(cluster, %member, "the server is about to be stopped: its clients are held");
             let tracker = self.tracker.clone();
             let (member, stop) = (member.as_str().to_owned(), self.stop.clone());
+            let (stops, key) = (
+                Arc::clone(&self.stops),
+                (cluster.to_owned(), MemberName::new(&*member)),
+            );
+            let forget = move || {
+                let mut stops = stops.lock().unwrap_or_else(PoisonError::into_inner);
+                stops.remove(&key);
+            };
             let waiting = async move {
-                let round = hold.wait(deadline).await.map_err(|refusal| refusal.to_string())?;
+                let round = match hold.wait(deadline).await {
+                    Ok(round) => round,
+                    Err(refusal) => {
+                        forget();
+                        return Err(refusal.to_string());
+                    }
+                };
                 let report = StopReport {
                     member,
                     waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -356,7 +372,8 @@ impl HoldOperations for HoldingRouter {
                 };
                 tracker.spawn(async move {
                     tokio::select! {
-                        () = hold.keep() => {}
+                        // The member may be stopped again, with all the time that this takes.
+                        () = hold.keep() => forget(),
                         () = stop.cancelled() => {}
                     }
                 });

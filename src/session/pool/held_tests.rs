@@ -58,6 +58,31 @@ async fn requests_beyond_max_bytes_stay_unread_and_are_served() {
     stage.assert_given_back("afterwards");
 }
 
+/// Also where the gate opens in between, and nothing that the client asks later.
+#[tokio::test(start_paused = true)]
+async fn a_cancel_hits_the_request_that_was_unread_and_no_later_one() {
+    for opens_first in [false, true] {
+        let mut stage = paused();
+        let gate = gate(&stage);
+        let others = gate.hold(Group::UNPOOLED, LIMIT).expect("there is room");
+        stage.say(&query("SELECT 1")).await;
+        assert_eq!(stage.entry.phase(), Phase::Waiting);
+        assert!(stage.entry.cancel_wait());
+        if !opens_first {
+            stage.settle().await;
+        }
+        drop(others);
+        unpause(&mut stage).await;
+        assert_eq!(short(&stage.heard), "ERROR 57014 ZI", "{opens_first}");
+        for text in ["SELECT 2", "SELECT 3"] {
+            let before = stage.heard.len();
+            stage.say(&query(text)).await;
+            assert_eq!(stage.heard[before..], direct(&query(text)), "{opens_first}");
+        }
+        stage.assert_given_back("afterwards");
+    }
+}
+
 /// It is read then, and gets its answer; nobody goes round in circles.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_no_place_among_the_unread_is_refused() {

@@ -139,6 +139,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
             request.extend_from_slice(data);
             self.requests(cx, &request)
         };
+        self.cancels_unread &= !self.request.is_empty();
         self.time(true);
         turn
     }

@@ -68,7 +68,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 Err(cause) => return Turn::End(Pause::End(cause)),
             }
             // With `custom_settings: close` not every connection serves the session.
-            let lease = (!self.home.is_strict && !self.home.gate.must_wait(self.home.group()))
+            // A cancel request that came while this was unread is for this, and for nothing later.
+            let is_free = !self.cancels_unread && !self.home.gate.must_wait(self.home.group());
+            let lease = (!self.home.is_strict && is_free)
                 .then(|| self.home.pool.try_lease(&self.home.want, self.address))
                 .flatten();
             let pause = match lease {
