@@ -97,7 +97,7 @@ fn a_server_that_looks_after_its_client_sees_it_leave() {
     eventually("the sessions end", PATIENCE, || sessions(&router) < 0.5);
     // Without it, the statement goes on, and so does the session.
     let mut client = Client::named(&router, "it goes on");
-    client.send(&[query("SELECT pg_sleep(1)"), terminate()].concat());
+    client.send(&[query("SELECT pg_sleep(5)"), terminate()].concat());
     eventually("it is there", PATIENCE, || backends("it goes on") == "1");
     drop(client);
     eventually("it ends", PATIENCE, || backends("it goes on") == "0");

@@ -89,7 +89,7 @@ fn a_client_that_dies_takes_its_server_connection_along_and_nothing_else() {
         backends(cluster, "reset idle") == 0
     });
     let mut busy = Client::named(&router, "reset busy");
-    busy.send(&query("SELECT pg_sleep(2), 'x'"));
+    busy.send(&query("SELECT pg_sleep(5), 'x'"));
     eventually("it runs", PATIENCE, || backends(cluster, "reset busy") == 1);
     busy.reset();
     router.await_log(&["session ended", "while a request was under way"]);

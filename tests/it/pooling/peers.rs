@@ -117,15 +117,14 @@ fn pass(mut client: TcpStream, to: SocketAddr, resets: &AtomicBool, cancels: &At
         return;
     }
     if head[4..] == 80_877_102_u32.to_be_bytes() {
+        // Whoever sees the end of this connection must find it counted.
+        cancels.fetch_add(1, Ordering::Relaxed);
         if resets.load(Ordering::Relaxed) {
             socket2::SockRef::from(&client)
                 .set_linger(Some(std::time::Duration::ZERO))
                 .unwrap();
-            drop(client);
-            cancels.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        cancels.fetch_add(1, Ordering::Relaxed);
     }
     let Ok(mut server) = TcpStream::connect(to) else {
         return;
@@ -153,19 +152,30 @@ fn a_cancel_whose_connection_is_reset_makes_the_server_connection_useless() {
         .yaml_with("{sslmode: disable}")
         .replace(&server.address.to_string(), &middle.address.ip().to_string());
     let router = router_before(&clusters, &["max_connections: 1"], "20s");
+    server.sql_in("app", "CREATE TABLE locked (); GRANT SELECT ON locked TO app");
     let mut client = login(&router, FIRST_PORT, "app", "app");
+    let mut locking = Client::login(
+        (server.address, server.port).into(),
+        Login {
+            user: "postgres",
+            password: "postgres",
+            ..Login::default()
+        },
+    );
     for (way, answer, is_kept) in [
         (Way::Orderly, "57014", true),
-        (Way::Reset, "", false),
+        (Way::Reset, "0", false),
         (Way::Orderly, "57014", true),
     ] {
         middle.take(way);
+        locking.ask("BEGIN");
+        locking.ask("LOCK TABLE locked");
         let before = process(&mut client);
         let cancels = middle.cancels.load(Ordering::Relaxed);
-        client.send(&query("SELECT pg_sleep(1)"));
-        eventually("the statement runs", PATIENCE, || {
-            server.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state = 'active'")
-                == "1"
+        client.send(&query("SELECT count(*) FROM locked"));
+        eventually("the statement waits", PATIENCE, || {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'locked'::regclass AND NOT granted";
+            server.sql_in("app", waiting) == "1"
         });
         cancel(
             at(&router, FIRST_PORT),
@@ -174,6 +184,9 @@ fn a_cancel_whose_connection_is_reset_makes_the_server_connection_useless() {
             &client.key,
         );
         assert_eq!(middle.cancels.load(Ordering::Relaxed), cancels + 1);
+        if way == Way::Reset {
+            locking.ask("COMMIT");
+        }
         assert_eq!(seen(&client.ready()), answer, "{way:?}");
         assert_eq!(process(&mut client) == before, is_kept, "{way:?}");
         if !is_kept {
@@ -182,6 +195,8 @@ fn a_cancel_whose_connection_is_reset_makes_the_server_connection_useless() {
                     "SELECT count(*) FROM pg_stat_activity WHERE pid = {before}"
                 )) == "0"
             });
+        } else {
+            locking.ask("COMMIT");
         }
     }
     assert_eq!(codes(&client.ask("SELECT 1")), Vec::<String>::new());
