@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo test test-compose test-systemd test-drivers test-bouncer test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist fmt lint deny reference check-docs install-test clean
+.PHONY: help demo book test test-compose test-systemd test-drivers test-bouncer test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -75,6 +75,9 @@ instructions: ## instructions per transaction and per login, compared with bench
 
 reference: ## write the configuration's tables in docs/ and its JSON Schema in config/, from the table of keys
 	TRUNKLINE_WRITE_REFERENCE=1 cargo test --locked --lib config::tests::schema
+
+book: ## the book of docs/ in dist/book, and all its links
+	@scripts/book
 
 check-docs: ## the documentation builds without a warning
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --no-deps --document-private-items

@@ -17,6 +17,7 @@ mod administration;
 mod auth;
 mod bad_input;
 mod binding;
+mod book;
 mod cancel;
 mod cancel_storm;
 mod certificates;
