@@ -189,14 +189,14 @@ fn a_cancel_whose_connection_is_reset_makes_the_server_connection_useless() {
         }
         assert_eq!(seen(&client.ready()), answer, "{way:?}");
         assert_eq!(process(&mut client) == before, is_kept, "{way:?}");
-        if !is_kept {
+        if is_kept {
+            locking.ask("COMMIT");
+        } else {
             eventually("it is closed", PATIENCE, || {
                 server.sql(&format!(
                     "SELECT count(*) FROM pg_stat_activity WHERE pid = {before}"
                 )) == "0"
             });
-        } else {
-            locking.ask("COMMIT");
         }
     }
     assert_eq!(codes(&client.ask("SELECT 1")), Vec::<String>::new());
