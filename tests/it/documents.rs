@@ -1,188 +1,15 @@
 //! What a person reads first is right: links lead somewhere, and commands do what stands below
 //! them.
-//!
-//! Blocks marked `sh` and `console` are run in order, in one shell; one after a comment
-//! `<!-- not run: why -->` is not. In a `console` block a line that begins with `$ ` is a command
-//! and what follows is its output; `…` is for whatever stands there, alone on a line for any lines.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cluster::{Certificates, Cluster, Options, Router, fresh_address, output, project, secret};
-
-const NOT_RUN: &str = "<!-- not run: ";
-
-struct Block {
-    line: usize,
-    kind: String,
-    text: String,
-    is_run: bool,
-}
-
-fn blocks(markdown: &str) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
-    let (mut inside, mut before) = (false, "");
-    for (index, line) in markdown.lines().enumerate() {
-        match (line.strip_prefix("```"), inside) {
-            (Some(_), true) => inside = false,
-            (Some(kind), false) => {
-                inside = true;
-                blocks.push(Block {
-                    line: index + 1,
-                    kind: kind.to_owned(),
-                    text: String::new(),
-                    is_run: !before.starts_with(NOT_RUN),
-                });
-            }
-            (None, true) => writeln!(blocks.last_mut().unwrap().text, "{line}").unwrap(),
-            (None, false) => before = line,
-        }
-    }
-    assert!(!inside, "a block does not end");
-    blocks
-}
-
-/// A command of a `console` block with what it is to say.
-struct Said {
-    command: String,
-    expected: Vec<String>,
-    output: PathBuf,
-}
-
-/// Runs a document's blocks with the replacements made in them, each of which must be for
-/// something.
-fn run(document: &str, replacements: &[(&str, String)], dir: &Path) {
-    let mut text = fs::read_to_string(project().join(document)).unwrap();
-    for (from, to) in replacements {
-        assert!(text.contains(from), "{document} has no {from}");
-        text = text.replace(from, to);
-    }
-    let mut script = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\nset -eu -o pipefail\n".to_owned();
-    let mut said: Vec<Said> = Vec::new();
-    for block in blocks(&text).into_iter().filter(|block| block.is_run) {
-        match &*block.kind {
-            "sh" => writeln!(script, "echo '{document}:{}'\n{}", block.line, block.text).unwrap(),
-            "console" => {
-                for line in block.text.lines() {
-                    if let Some(command) = line.strip_prefix("$ ") {
-                        let output = dir.join(format!("said-{}", said.len()));
-                        writeln!(
-                            script,
-                            "echo '{document}:{}'\n{{ {command}\n}} >{} 2>&1 || true",
-                            block.line,
-                            output.display()
-                        )
-                        .unwrap();
-                        said.push(Said {
-                            command: command.to_owned(),
-                            expected: Vec::new(),
-                            output,
-                        });
-                    } else {
-                        let last = said.last_mut().expect("a command comes before its output");
-                        last.expected.push(line.to_owned());
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    let path = dir.join("script");
-    fs::write(&path, &script).unwrap();
-    symlink(env!("CARGO_BIN_EXE_trunkline"), dir.join("trunkline")).unwrap();
-    let passwords = secret(
-        dir,
-        "pgpass",
-        "*:*:*:app:app\n*:*:*:app_repl:app_repl\n*:*:*:postgres:postgres",
-    );
-    let search = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
-    let done = output(
-        Command::new("timeout")
-            .args(["120", "bash"])
-            .arg(&path)
-            .current_dir(project())
-            .env("PATH", search)
-            .env("PGPASSFILE", passwords),
-    );
-    let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(
-        done.status.success(),
-        "{}\n{}\n{}",
-        done.status,
-        shown(&done.stdout),
-        shown(&done.stderr)
-    );
-    assert!(!said.is_empty(), "{document} shows no output");
-    for said in said {
-        let found = fs::read_to_string(&said.output).unwrap();
-        assert!(
-            fits(&said.expected, &found.lines().collect::<Vec<_>>()),
-            "{}\nsays\n{found}and not\n{}",
-            said.command,
-            said.expected.join("\n")
-        );
-    }
-}
-
-fn fits(expected: &[String], found: &[&str]) -> bool {
-    match (expected.split_first(), found.split_first()) {
-        (None, found) => found.is_none(),
-        (Some((any, rest)), _) if any == "…" => {
-            (0..=found.len()).any(|skipped| fits(rest, &found[skipped..]))
-        }
-        (Some(_), None) => false,
-        (Some((line, expected)), Some((found, after))) => line_fits(line, found) && fits(expected, after),
-    }
-}
-
-/// What stands between the `…` of a line stands there in this order; spaces do not count.
-fn line_fits(expected: &str, found: &str) -> bool {
-    let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let (expected, found) = (squeezed(expected), squeezed(found));
-    let Some((first, rest)) = expected.split_once('…') else {
-        return expected == found;
-    };
-    let Some(mut found) = found.strip_prefix(first.trim_end()) else {
-        return false;
-    };
-    for part in rest.split('…').map(str::trim) {
-        let Some((_, after)) = found.split_once(part) else {
-            return false;
-        };
-        found = after;
-    }
-    expected.ends_with('…') || found.is_empty()
-}
-
-#[test]
-fn outputs_are_compared_line_by_line() {
-    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
-    for (expected, found, is_right) in [
-        ("f", "f", true),
-        ("f", "t", false),
-        ("f", "f\nf", false),
-        ("f", "", false),
-        ("", "f", false),
-        ("a …  c", "a  b c", true),
-        ("a … c", "a b c d", false),
-        ("a … c …", "a b c d", true),
-        ("NAME …\n…", "NAME X\n1\n2", true),
-        ("…\nend", "1\n2\nend", true),
-        ("…\nend", "1\n2", false),
-    ] {
-        let found: Vec<&str> = found.lines().collect();
-        assert_eq!(
-            fits(&lines(expected), &found),
-            is_right,
-            "{expected:?} and {found:?}"
-        );
-    }
-}
+use crate::shown::{Block, blocks, run};
 
 #[test]
 fn the_quick_start_works_as_it_stands_there() {
@@ -192,6 +19,12 @@ fn the_quick_start_works_as_it_stands_there() {
     let leader = cluster.node(&cluster.leader());
     let nodes = cluster.nodes();
     let rest = |index: usize| nodes[index].rest.trim_start_matches("http://").to_owned();
+    // Those who run the tests may do it all themselves.
+    let sudo = dir.path().join("sudo");
+    fs::write(&sudo, "#!/bin/sh\nexec \"$@\"\n").unwrap();
+    fs::set_permissions(&sudo, fs::Permissions::from_mode(0o755)).unwrap();
+    let group = output(Command::new("id").arg("-gn"));
+    let group = String::from_utf8(group.stdout).unwrap();
     let certificate = "tls:\n  certificates: [{cert_file: server.crt, key_file: server.key}]\n";
     // All addresses are the default; here other routers run beside.
     let listeners = format!(
@@ -213,7 +46,11 @@ fn the_quick_start_works_as_it_stands_there() {
             ("db2:8008", rest(1)),
             ("db3:8008", rest(2)),
             (certificate, format!("{certificate}{listeners}")),
+            // Only what was made there: the folder has more here.
+            ("/etc/trunkline/*", format!("{}/se*", dir.path().display())),
             ("/etc/trunkline", dir.path().display().to_string()),
+            ("/run/trunkline", dir.path().join("run").display().to_string()),
+            ("chgrp trunkline", format!("chgrp {}", group.trim())),
             ("/tmp/trunkline.log", dir.path().join("log").display().to_string()),
             ("host=router1", format!("host={address}")),
             ("http://router1", format!("http://{address}")),
@@ -349,7 +186,7 @@ pub fn documents() -> Vec<PathBuf> {
 pub fn prose(markdown: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut inside = false;
     markdown.lines().enumerate().filter(move |(_, line)| {
-        let fence = line.starts_with("```");
+        let fence = line.trim_start().starts_with("```");
         inside ^= fence;
         !inside && !fence
     })
@@ -421,7 +258,7 @@ fn links_lead_somewhere() {
 }
 
 /// Files of Rust in these folders.
-fn sources(folders: &[&str]) -> Vec<PathBuf> {
+pub fn sources(folders: &[&str]) -> Vec<PathBuf> {
     let mut left: Vec<PathBuf> = folders.iter().map(|folder| project().join(folder)).collect();
     let mut found = Vec::new();
     while let Some(path) = left.pop() {
