@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -234,6 +235,102 @@ fn commands_that_are_mentioned_exist() {
             "no document mentions `trunkline {command}`"
         );
     }
+}
+
+/// What a page shows of a configuration, with what it leaves out.
+fn completed(shown: &str, dir: &Path) -> String {
+    let indent = shown.len() - shown.trim_start().len();
+    let mut text = String::new();
+    for line in shown.lines() {
+        text.push_str(line.get(indent..).unwrap_or_default());
+        text.push('\n');
+    }
+    let has = |key: &str| text.lines().any(|line| line.starts_with(key));
+    let mut more = String::new();
+    if !has("clusters:") {
+        more.push_str(
+            "clusters: {main: {patroni: {endpoints: [\"http://db1:8008\"]}, service_account: {user: trunkline, \
+             password_file: service}}}\n",
+        );
+    }
+    if !has("tls:") {
+        more.push_str(
+            "tls: {certificates: [{cert_file: server.crt, key_file: server.key}], client_ca_file: ca.crt}\n",
+        );
+    }
+    if has("routes:") && !has("listeners:") {
+        let routes = text.split("routes:\n").nth(1).unwrap().lines();
+        let names = routes
+            .take_while(|line| line.starts_with("  "))
+            .filter_map(|line| line.strip_prefix("  ")?.split_once(':'))
+            .map(|(name, _)| name)
+            .filter(|name| !name.starts_with(' '));
+        more.push_str("listeners:\n");
+        for (port, name) in (6500..).zip(names) {
+            let _ = writeln!(
+                more,
+                "  - {{name: {name}, address: \"127.0.0.1:{port}\", route: {name}}}"
+            );
+        }
+    }
+    // The files that it names.
+    for word in text.split("_file: ").skip(1) {
+        let name = word.split([',', '}', '\n', ' ']).next().unwrap();
+        let (like, contents) = match name.rsplit_once('.').map(|(_, ending)| ending) {
+            Some("crt") => (Some("server.crt"), ""),
+            Some("key") => (Some("server.key"), ""),
+            Some("conf") => (
+                None,
+                if name.contains("hba") {
+                    "host all all all scram-sha-256"
+                } else {
+                    ""
+                },
+            ),
+            _ => (None, "x"),
+        };
+        match like {
+            Some(like) if !dir.join(name).exists() => _ = fs::copy(dir.join(like), dir.join(name)).unwrap(),
+            Some(_) => {}
+            None => _ = secret(dir, name, contents),
+        }
+    }
+    more + &text
+}
+
+#[test]
+fn every_configuration_in_the_pages_is_right() {
+    let mut faults = Vec::new();
+    let mut count = 0;
+    for document in documents() {
+        for block in blocks(&text(&document)) {
+            if block.kind != "yaml" || block.is("not ours") {
+                continue;
+            }
+            count += 1;
+            let certificates = Certificates::shared().copy();
+            let dir = certificates.file("");
+            secret(&dir, "service", "x");
+            secret(&dir, "service-account.password", "x");
+            let configuration = completed(&block.text, &dir);
+            fs::write(dir.join("trunkline.yaml"), &configuration).unwrap();
+            let checked = output(
+                Command::new(env!("CARGO_BIN_EXE_trunkline"))
+                    .args(["check", "-c"])
+                    .arg(dir.join("trunkline.yaml")),
+            );
+            if !checked.status.success() {
+                let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+                faults.push(format!(
+                    "{}:{}: {said}{configuration}",
+                    document.display(),
+                    block.line
+                ));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(count > 6, "only {count} were found");
 }
 
 /// The rules and the credentials that the page shows are one configuration.

@@ -8,6 +8,7 @@
 //! - `<!-- run by NAME -->`: this test runs such a command where it can, at another place.
 //! - `<!-- example: … -->`: what stands below the commands is made up. Only the first line of each
 //!   output is compared, where each number stands for any.
+//! - `<!-- not ours: whose -->`: a block marked `yaml` that is no configuration of the router.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
