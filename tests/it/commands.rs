@@ -16,12 +16,13 @@ use crate::hand::{Raw, V3_0};
 use crate::shown::{blocks, run, run_in};
 
 /// What runs the blocks of each document: a test, or a script.
-const RUN: [(&str, &str); 7] = [
+const RUN: [(&str, &str); 8] = [
     ("README.md", "the_readme_shows_what_happens"),
     ("docs/authentication.md", "a_client_is_judged_as_the_page_shows"),
     ("docs/demo.md", "scripts/test-compose"),
     ("docs/migration.md", "an_import_goes_as_the_page_shows"),
     ("docs/operations.md", "operators_see_what_the_page_shows"),
+    ("docs/pooling.md", "a_pool_does_what_the_page_shows"),
     ("docs/quick-start.md", "the_quick_start_works_as_it_stands_there"),
     ("docs/tools.md", "tools_use_the_ports_that_the_page_names"),
 ];
@@ -377,6 +378,31 @@ fn an_import_goes_as_the_page_shows() {
     );
     fs::write(dir.path().join("haproxy.cfg"), &configuration.text).unwrap();
     run_in(dir.path(), "docs/migration.md", &[], dir.path());
+}
+
+/// With the configuration of the page.
+#[test]
+fn a_pool_does_what_the_page_shows() {
+    let page = text(Path::new("docs/pooling.md"));
+    let routes = &blocks(&page)[0];
+    assert!(routes.text.starts_with("routes:\n"), "{}", routes.text);
+    let router = Router::before(
+        Cluster::shared(),
+        Options {
+            extra: format!("{}  read-only: {{targets: [replica]}}\n", routes.text),
+            ..Options::default()
+        },
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let config = router.dir().join("trunkline.yaml").display().to_string();
+    run(
+        "docs/pooling.md",
+        &[
+            ("host=router1 ", format!("host={} ", router.address)),
+            ("/etc/trunkline/trunkline.yaml", config),
+        ],
+        dir.path(),
+    );
 }
 
 fn session(router: &Router) -> Raw {
