@@ -40,7 +40,9 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// For the name service to say where the peers are.
 const NAMES: Duration = Duration::from_secs(2);
 
-type Stops = BTreeMap<(String, MemberName), Instant>;
+/// A cluster's name, and a member.
+type StoppedMember = (String, MemberName);
+type Stops = BTreeMap<StoppedMember, Instant>;
 
 /// Gives orders that hold clients.
 #[derive(Debug)]
@@ -80,12 +82,12 @@ impl HoldingRouter {
     }
 
     /// Until when the clients of this member are held: no longer than by the first order, or they
-    /// would wait until they get an error.
-    fn stop_until(&self, cluster: &str, member: &MemberName, until: Instant) -> Instant {
+    /// would wait until they get an error. An order that is over does not count.
+    fn stop_until(&self, key: StoppedMember, is_leaving: bool, until: Instant) -> Instant {
         let mut stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        stops.retain(|_, until| *until > now);
-        *stops.entry((cluster.to_owned(), member.clone())).or_insert(until)
+        stops.retain(|other, until| *until > now && (is_leaving || *other != key));
+        *stops.entry(key).or_insert(until)
     }
 
     /// An order about this member, not given yet.
@@ -342,19 +344,22 @@ impl HoldOperations for HoldingRouter {
         async move {
             let began = Instant::now();
             let mut hold = self.prepare(cluster, member, false)?;
-            hold.until = self.stop_until(cluster, member, hold.until);
+            let key = (cluster.to_owned(), member.clone());
+            let snapshot = self.snapshot(cluster)?;
+            let is_leaving = snapshot.member(member).is_some_and(|member| member.leaving);
+            hold.until = self.stop_until(key.clone(), is_leaving, hold.until);
             let limit = self.stop_limit(cluster).await.saturating_sub(SPARE);
             let deadline = (began + grace.min(limit)).min(hold.until);
             info!(cluster, %member, "the server is about to be stopped: its clients are held");
             let tracker = self.tracker.clone();
             let (member, stop) = (member.as_str().to_owned(), self.stop.clone());
-            let (stops, key) = (
-                Arc::clone(&self.stops),
-                (cluster.to_owned(), MemberName::new(&*member)),
-            );
+            let (stops, until) = (Arc::clone(&self.stops), hold.until);
             let forget = move || {
                 let mut stops = stops.lock().unwrap_or_else(PoisonError::into_inner);
-                stops.remove(&key);
+                // Not that of a later stop.
+                if stops.get(&key) == Some(&until) {
+                    stops.remove(&key);
+                }
             };
             let waiting = async move {
                 let round = match hold.wait(deadline).await {

@@ -13,10 +13,17 @@ use super::session::{Session, spread};
 /// Answers every request with the same text, until the process ends.
 pub struct Patroni {
     answer: Arc<Mutex<String>>,
+    /// More keys of the answer.
+    more: Value,
 }
 
 impl Patroni {
     pub fn serve(address: Ipv4Addr, members: &Value) -> Self {
+        Self::serve_with(address, members, json!({}))
+    }
+
+    /// With these keys as well: one answer can be that to all requests.
+    pub fn serve_with(address: Ipv4Addr, members: &Value, more: Value) -> Self {
         let listener = TcpListener::bind((address, 8008)).unwrap();
         let answer = Arc::new(Mutex::new(String::new()));
         let said = Arc::clone(&answer);
@@ -34,13 +41,16 @@ impl Patroni {
                 );
             }
         });
-        let patroni = Self { answer };
+        let patroni = Self { answer, more };
         patroni.say(members);
         patroni
     }
 
     fn say(&self, members: &Value) {
-        *self.answer.lock().unwrap() = json!({ "members": members, "scope": "fake" }).to_string();
+        let mut answer = self.more.clone();
+        answer["members"] = members.clone();
+        answer["scope"] = "fake".into();
+        *self.answer.lock().unwrap() = answer.to_string();
     }
 }
 

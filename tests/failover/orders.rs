@@ -4,10 +4,16 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use super::cluster::{Cluster, Options, Router, binary, fresh_address, output, secret, succeed};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::cluster::postgres::{Options as ServerOptions, Postgres};
+use super::cluster::{Cluster, Options, Router, binary, eventually, fresh_address, output, secret, succeed};
+use super::fake::Patroni;
+use super::session::Session;
 use super::writers::Writers;
 
 const WRITERS: u64 = 4;
@@ -98,6 +104,67 @@ fn stops_by_patroni_after_before_stop_cost_clients_nothing() {
         router.log()
     );
     written.check(&cluster.node(&leader).sql("SELECT n FROM written"));
+}
+
+/// A single server under a Patroni with `ttl: 8` and `loop_wait: 2`, so that a hold lasts 7 s.
+#[test]
+fn a_second_stop_of_a_leader_that_stays_the_leader_has_all_of_its_time() {
+    const LASTS: Duration = Duration::from_secs(7);
+    let server = Postgres::start(&ServerOptions::default());
+    let patroni = fresh_address();
+    let leader = json!({"name": "s1", "role": "leader", "state": "running", "host": server.address,
+        "port": server.port, "timeline": 1, "api_url": format!("http://{patroni}:8008/patroni")});
+    let _patroni = Patroni::serve_with(
+        patroni,
+        &json!([leader]),
+        json!({"ttl": 8, "loop_wait": 2, "state": "running"}),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let clusters = format!(
+        "clusters:\n  main:\n    patroni: {{endpoints: [\"http://{patroni}:8008\"]}}\n    local_member: s1\n    \
+         service_account: {{user: trunkline, password_file: {}}}\n    server_tls: {{sslmode: require}}\n",
+        secret(dir.path(), "service", "trunkline").display()
+    );
+    let router = Router::launch(
+        None,
+        Options {
+            clusters: Some(clusters),
+            ..pooled(dir.path())
+        },
+    );
+    router.await_read_write();
+    let before_stop = |grace: &str| {
+        let mut command = Command::new(binary());
+        let command = command.args(["before-stop", "--grace", grace, "-c"]);
+        let said = output(command.arg(router.dir().join("trunkline.yaml")));
+        String::from_utf8(said.stderr).unwrap()
+    };
+    let mut busy = Session::open(router.address, 6432).unwrap();
+    let mut client = Session::open(router.address, 6432).unwrap();
+    busy.query("BEGIN");
+    let first = Instant::now();
+    let said = before_stop("2s");
+    assert!(said.contains("1 transaction is still open after"), "{said}");
+    busy.query("COMMIT");
+    client.send("SELECT 1");
+    server.stop();
+    server.start_again();
+    assert_eq!(client.answer().value().as_deref(), Some("1"));
+
+    // It runs again, and is stopped again at once.
+    let second = Instant::now();
+    assert!(second - first < LASTS, "within the time of the first order");
+    let said = before_stop("2s");
+    assert!(said.contains("no transaction is open"), "{said}");
+    client.send("SELECT 2");
+    assert_eq!(client.answer().value().as_deref(), Some("2"));
+    let held = second.elapsed();
+    assert!(
+        held > LASTS - Duration::from_millis(500),
+        "{held:?}\n{}",
+        router.log()
+    );
+    router.await_log(&["the member was not stopped", "within 7 s"]);
 }
 
 /// Two routers that are peers of each other.
