@@ -118,6 +118,7 @@ impl HoldingRouter {
             },
             until: Instant::now() + longest,
             longest,
+            is_final: !is_switchover,
         })
     }
 

@@ -14,6 +14,9 @@ use crate::session::peers::PeerOrders;
 pub(super) const RENEWAL: Duration = Duration::from_secs(1);
 /// For how long an order counts if it is not renewed: longer than a renewal may take.
 const LEASE: Duration = Duration::from_secs(4);
+/// The same until Patroni is asked for a switchover. Nothing has happened then, so that an order
+/// that ends too early does no harm: a router that dies meanwhile should hold nobody.
+const REVOCABLE_LEASE: Duration = Duration::from_millis(1500);
 /// Between the end of an order and the end of the clients' patience.
 const MARGIN: Duration = Duration::from_secs(3);
 /// Between two looks at the transactions that are open.
@@ -26,6 +29,8 @@ pub(super) struct RunningHold {
     pub(super) order: HoldOrder,
     pub(super) until: Instant,
     pub(super) longest: Duration,
+    /// What the order is for cannot be undone, or has begun.
+    pub(super) is_final: bool,
 }
 
 /// What everybody answers to an order.
@@ -119,9 +124,16 @@ impl RunningHold {
     /// Gives the order, or renews it. The answers of this router and its peers come at the same
     /// time.
     pub(super) async fn renew(&mut self) -> Round {
-        let left = self.until.saturating_duration_since(Instant::now()).min(LEASE);
+        let lease = if self.is_final { LEASE } else { REVOCABLE_LEASE };
+        let left = self.until.saturating_duration_since(Instant::now()).min(lease);
         self.order.lasts_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         self.ask(&HoldRequest::Hold(self.order.clone())).await
+    }
+
+    /// As [`Self::renew`], when what the order is for is about to begin.
+    pub(super) async fn make_final(&mut self) -> Round {
+        self.is_final = true;
+        self.renew().await
     }
 
     /// Asks what the order would be about, and gives none.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use super::running_hold::{RENEWAL, RunningHold};
+use super::running_hold::{RENEWAL, Round, RunningHold};
 use crate::admin::{SwitchoverPlan, SwitchoverStatus};
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, Member, MemberName};
@@ -117,6 +117,22 @@ pub(super) struct Switchover {
     pub(super) tracker: TaskTracker,
 }
 
+/// # Errors
+/// A router does not hold its clients.
+fn followed(round: &Round) -> Result<(), String> {
+    if let Some(Err(refusal)) = &round.own {
+        return Err(refusal.to_string());
+    }
+    let missing = round.missing();
+    if !missing.is_empty() {
+        return Err(missing.join("; "));
+    }
+    if !round.is_held() {
+        return Err("not every router holds its clients".to_owned());
+    }
+    Ok(())
+}
+
 /// What is known after Patroni was asked.
 enum Watched {
     /// This member is the verified leader.
@@ -195,14 +211,10 @@ impl Switchover {
         let began = Instant::now();
         self.hold.begin();
         let round = self.hold.wait(began + self.grace).await;
-        let round = round.map_err(|refusal| refusal.to_string())?;
-        let missing = round.missing();
-        if !missing.is_empty() {
-            return Err(missing.join("; "));
-        }
-        if !round.is_held() {
-            return Err("not every router holds its clients".to_owned());
-        }
+        followed(&round.map_err(|refusal| refusal.to_string())?)?;
+        // The last round may be some time ago.
+        let round = self.hold.make_final().await;
+        followed(&round)?;
         let waited = began.elapsed().as_secs_f64();
         running.say(match round.activity().transactions {
             0 => format!("clients are held, and no transaction is open after {waited:.1} s"),
