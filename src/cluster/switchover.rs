@@ -18,6 +18,7 @@ use super::service_account::{Purpose, ServiceAccount};
 use super::snapshot::{AdminState, Identity, Leader, Member, MemberName, Role, Snapshot};
 use super::{ClusterError, ClusterHandle};
 use crate::backend::query::{Row, simple_query};
+use crate::backend::{ConnectError, ServerConnection};
 use crate::config::{self, Source};
 use crate::names::HttpNames;
 
@@ -172,14 +173,22 @@ impl LeaderAccess {
         }
     }
 
-    /// As [`Self::right`], at the first endpoint that says it.
+    /// As [`Self::right`], at the leader's Patroni, which a switchover asks; where there is no
+    /// leader, at the first endpoint that says it.
     async fn right_anywhere(&self) -> SwitchoverRight {
         let mut last = SwitchoverRight::Unknown("no endpoint is configured".to_owned());
         for endpoint in &self.patroni().endpoints {
-            last = self.right(endpoint).await;
-            if !matches!(last, SwitchoverRight::Unknown(_)) {
-                break;
-            }
+            let rest = match self.cluster(endpoint).await {
+                Ok(cluster) => leaders_rest(&cluster).unwrap_or_else(|| endpoint.clone()),
+                Err(error) => {
+                    last = SwitchoverRight::Unknown(format!("{endpoint}: {error}"));
+                    continue;
+                }
+            };
+            last = match self.right(&rest).await {
+                SwitchoverRight::Unknown(why) => SwitchoverRight::Unknown(format!("{rest}: {why}")),
+                said => return said,
+            };
         }
         last
     }
@@ -238,13 +247,35 @@ impl LeaderAccess {
         }
     }
 
+    /// Whether the service account may make a checkpoint.
+    ///
+    /// # Errors
+    /// The leader does not say.
+    pub async fn may_checkpoint(&self, leader: &Member) -> Result<bool, String> {
+        let (connection, is_allowed) = self.checkpointer(leader).await?;
+        connection.close().await;
+        Ok(is_allowed)
+    }
+
     /// Writes what a stop of the leader would have to write. `Ok(false)`: the service account may
     /// not.
     ///
     /// # Errors
     /// It did not succeed.
     pub async fn checkpoint(&self, leader: &Member) -> Result<bool, String> {
-        let shown = |error: crate::backend::ConnectError| error.to_string();
+        let (mut connection, is_allowed) = self.checkpointer(leader).await?;
+        if is_allowed {
+            simple_query(&mut connection, "CHECKPOINT", 1, Instant::now() + CHECKPOINT)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        connection.close().await;
+        Ok(is_allowed)
+    }
+
+    /// A connection to the leader, and whether it may make a checkpoint.
+    async fn checkpointer(&self, leader: &Member) -> Result<(ServerConnection, bool), String> {
+        let shown = |error: ConnectError| error.to_string();
         let settings = &self.account.config.service_account;
         let deadline = Instant::now() + settings.timeout;
         let connecting = self
@@ -257,13 +288,7 @@ impl LeaderAccess {
             .await
             .map_err(shown)?;
         let is_allowed = rows.first().and_then(|row| row.first()?.as_deref()) == Some(b"true".as_slice());
-        if is_allowed {
-            simple_query(&mut connection, "CHECKPOINT", 1, Instant::now() + CHECKPOINT)
-                .await
-                .map_err(shown)?;
-        }
-        connection.close().await;
-        Ok(is_allowed)
+        Ok((connection, is_allowed))
     }
 }
 
@@ -279,7 +304,7 @@ impl LeaderAccess {
         known: &[u32],
         routers: &[IpAddr],
     ) -> Result<Vec<DirectConnections>, String> {
-        let shown = |error: crate::backend::ConnectError| error.to_string();
+        let shown = |error: ConnectError| error.to_string();
         let deadline = Instant::now() + self.account.config.service_account.timeout;
         let connecting = self
             .account
@@ -347,9 +372,20 @@ fn rest(cluster: &Value, leader: &MemberName) -> Result<(String, bool), String> 
     let member = members.find(|member| member["name"].as_str() == Some(leader.as_str()));
     let url = member.and_then(|member| member["api_url"].as_str());
     let url = url.ok_or_else(|| format!("Patroni does not say where the REST interface of {leader} is"))?;
-    let base = url.strip_suffix("/patroni").unwrap_or(url).trim_end_matches('/');
     let is_scheduled = !cluster["scheduled_switchover"].is_null();
-    Ok((base.to_owned(), is_scheduled))
+    Ok((base(url), is_scheduled))
+}
+
+/// The base of the REST interface of whatever member Patroni calls the leader.
+fn leaders_rest(cluster: &Value) -> Option<String> {
+    let members = cluster["members"].as_array()?;
+    let leader = members.iter().find(|member| member["role"] == "leader")?;
+    Some(base(leader["api_url"].as_str()?))
+}
+
+fn base(url: &str) -> String {
+    let base = url.strip_suffix("/patroni").unwrap_or(url);
+    base.trim_end_matches('/').to_owned()
 }
 
 async fn body(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
@@ -433,151 +469,5 @@ fn is_excluded(member: &Member) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use super::*;
-    use crate::cluster::snapshot::{Health, NamedBy, ProbeFacts, SourceStatus, WHOLE_SHARE};
-
-    #[test]
-    fn each_status_of_patroni_has_its_meaning() {
-        let of = |status: u16, text: &str| judge(StatusCode::from_u16(status).unwrap(), text);
-        assert_eq!(
-            of(200, "Switched over to \"db3\" instead of \"db2\"\n"),
-            SwitchoverReply::Done("Switched over to \"db3\" instead of \"db2\"".to_owned())
-        );
-        for refused in [400, 401, 403, 404, 409, 412] {
-            assert_eq!(
-                of(refused, "no"),
-                SwitchoverReply::Refused(format!("HTTP status {refused}: no"))
-            );
-        }
-        for unknown in [302, 500, 502, 503, 504] {
-            assert_eq!(
-                of(unknown, ""),
-                SwitchoverReply::Unknown(format!("HTTP status {unknown}"))
-            );
-        }
-    }
-
-    fn member(name: &str, role: Role) -> Member {
-        let in_recovery = role != Role::Leader;
-        Member {
-            name: MemberName::new(name),
-            host: name.into(),
-            port: 5432,
-            role,
-            state: "streaming".into(),
-            timeline: None,
-            lag: None,
-            tags: BTreeMap::new(),
-            health: Health {
-                up: true,
-                facts: Some(ProbeFacts {
-                    in_recovery,
-                    system_identifier: 7,
-                    timeline: 3,
-                    position: 0,
-                    received: 0,
-                    streaming: in_recovery,
-                    server_version: 150_000,
-                    latency: Duration::ZERO,
-                    address: None,
-                    connected: None,
-                }),
-                ..Health::default()
-            },
-            identity: Identity::Same,
-            admin: AdminState::Ready,
-            leaving: false,
-            measured: None,
-            lagging: BTreeSet::new(),
-            share: WHOLE_SHARE,
-            weight: 1,
-            zone: None,
-        }
-    }
-
-    fn three() -> Snapshot {
-        Snapshot {
-            cluster: Arc::from("main"),
-            version: 1,
-            members: vec![
-                member("db1", Role::Leader),
-                member("db2", Role::Replica),
-                member("db3", Role::Replica),
-            ],
-            leader: Leader::Verified {
-                member: MemberName::new("db1"),
-                timeline: 3,
-                named_by: NamedBy::LeaderKey,
-            },
-            source: SourceStatus {
-                reachable: true,
-                error: None,
-                disagreement: None,
-            },
-            system_identifier: Some(7),
-            paused: false,
-            hears: true,
-            patience: None,
-            switchover_requested: false,
-        }
-    }
-
-    #[test]
-    fn a_member_that_an_operator_has_taken_out_of_service_does_not_become_the_leader() {
-        let mut snapshot = three();
-        let db3 = MemberName::new("db3");
-        assert_eq!(candidate(&snapshot, None), Ok(MemberName::new("db2")));
-        snapshot.members[1].admin = AdminState::Drain;
-        assert_eq!(
-            candidate(&snapshot, None),
-            Ok(db3.clone()),
-            "another one is taken"
-        );
-        snapshot.members[2].admin = AdminState::Maint;
-        let refused = candidate(&snapshot, Some(&db3)).unwrap_err();
-        assert_eq!(refused, "db3 is in maintenance at this router");
-        let refused = candidate(&snapshot, None).unwrap_err();
-        assert!(
-            refused.contains("db2 is being drained") && refused.contains("db3 is in maintenance"),
-            "{refused}"
-        );
-        let refused = candidate(&snapshot, Some(&MemberName::new("db9"))).unwrap_err();
-        assert!(
-            refused.ends_with("no member db9: there are db1, db2, db3"),
-            "{refused}"
-        );
-    }
-
-    #[test]
-    fn the_times_of_patroni_are_read() {
-        let seconds = |body: &str| {
-            let (ttl, loop_wait) = times(body.as_bytes())?;
-            Some((ttl.as_secs(), loop_wait.as_secs()))
-        };
-        assert_eq!(seconds(r#"{"ttl": 20, "loop_wait": "5"}"#), Some((20, 5)));
-        assert_eq!(seconds("{}"), Some((30, 10)));
-        assert_eq!(seconds(r#"{"ttl": -1}"#), None);
-        assert_eq!(seconds("[]"), None);
-    }
-
-    #[test]
-    fn the_rest_interface_is_the_one_that_patroni_names() {
-        let cluster = json!({"members": [
-            {"name": "db1", "api_url": "http://10.0.0.1:8008/patroni"},
-            {"name": "db2"},
-        ]});
-        let of = |cluster: &Value, name: &str| rest(cluster, &MemberName::new(name));
-        assert_eq!(
-            of(&cluster, "db1"),
-            Ok(("http://10.0.0.1:8008".to_owned(), false))
-        );
-        assert!(of(&cluster, "db2").is_err() && of(&cluster, "db3").is_err());
-        let mut scheduled = cluster;
-        scheduled["scheduled_switchover"] = json!({"at": "2030-01-01T00:00:00+00:00"});
-        assert!(of(&scheduled, "db1").unwrap().1);
-    }
-}
+#[path = "switchover_tests.rs"]
+mod tests;

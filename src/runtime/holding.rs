@@ -277,6 +277,17 @@ impl HoldingRouter {
             ));
             Vec::new()
         });
+        match access.may_checkpoint(&leader).await {
+            Ok(true) => {}
+            Ok(false) => remarks.push(
+                "there will be no checkpoint before clients are held: the service account needs GRANT pg_checkpoint \
+                 (PostgreSQL 15 and later)"
+                    .to_owned(),
+            ),
+            Err(error) => remarks.push(format!(
+                "whether the service account may make a checkpoint is not known: {error}"
+            )),
+        }
         let rest = match access.rest_of(name).await {
             Ok((rest, is_scheduled)) => {
                 if is_scheduled {

@@ -32,6 +32,7 @@ mod pooled;
 mod recorded;
 mod recorder;
 mod replication;
+mod rest_tls;
 mod session;
 mod shutdown;
 mod standby;
