@@ -29,6 +29,7 @@ mod netns;
 mod orders;
 mod patroni_proxy;
 mod pooled;
+mod probes;
 mod recorded;
 mod recorder;
 mod replication;

@@ -178,6 +178,52 @@ fn a_pause_at_all_peers_lasts_there_over_a_restart_and_an_upgrade() {
 }
 
 #[test]
+fn a_pause_at_all_peers_outlives_the_router_that_ordered_it() {
+    let server = Postgres::start(&ServerOptions::default());
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (fresh_address(), fresh_address());
+    let make =
+        |own, other: (&str, Ipv4Addr)| router(&server, dir.path(), own, SECRET, &[other], "read-write");
+    let second = make((2, two), ("one", one));
+    second.await_read_write();
+    let mut client = session(&second);
+    assert_eq!(client.value("SELECT 1"), "1");
+
+    // The peer's own command ends it.
+    let mut first = make((1, one), ("two", two));
+    first.await_read_write();
+    let (is_done, said) = trunkline(&first, &["pause", "read-write", "--all-peers"]);
+    assert!(is_done, "{said}");
+    first.signal("KILL");
+    first.await_exit(SOON);
+    send(&mut client, "SELECT 2");
+    await_waiting(&second, 1);
+    let (is_done, said) = trunkline(&second, &["unpause", "read-write"]);
+    assert!(is_done, "{said}");
+    assert_eq!(answer(&mut client), "TDCZ");
+
+    // Its time is over. The router that comes back has kept its own pause, and ends it.
+    drop(first);
+    let mut first = make((1, one), ("two", two));
+    first.await_log(&["the route is paused for", "as before"]);
+    assert!(is_paused(&first) && !is_paused(&second));
+    let (is_done, said) = trunkline(&first, &["unpause", "read-write", "--all-peers"]);
+    assert!(is_done, "{said}");
+    first.await_read_write();
+    let lasts = Duration::from_secs(4);
+    let began = Instant::now();
+    let (is_done, said) = trunkline(&first, &["pause", "read-write", "--all-peers", "--timeout", "4s"]);
+    assert!(is_done, "{said}");
+    first.signal("KILL");
+    first.await_exit(SOON);
+    send(&mut client, "SELECT 3");
+    await_waiting(&second, 1);
+    assert_eq!(answer(&mut client), "TDCZ");
+    assert!(began.elapsed() >= lasts, "{:?}", began.elapsed());
+    assert!(!is_paused(&second));
+}
+
+#[test]
 fn a_peer_that_does_not_follow_a_pause_is_named() {
     let server = Postgres::start(&ServerOptions::default());
     let dir = tempfile::tempdir().unwrap();
