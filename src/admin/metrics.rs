@@ -232,9 +232,9 @@ impl Collector for Certificates {
             return Ok(());
         }
         let mut metric = encoder.encode_descriptor(
-            "tls_certificate_expiry_days",
-            "Days until a certificate in use expires; negative once it has expired",
-            None,
+            "tls_certificate_expiry_timestamp",
+            "When a certificate in use expires, Unix time",
+            Some(&Unit::Seconds),
             MetricType::Gauge,
         )?;
         let mut shown = BTreeSet::new();
@@ -242,8 +242,7 @@ impl Collector for Certificates {
             let labels = [("part", expiry.part.as_str()), ("file", expiry.file.as_str())];
             // The same file may stand twice in a list, but not in a scrape.
             if shown.insert(labels) {
-                let days = (unix(expiry.not_after) - unix_now()) / 86_400.0;
-                ConstGauge::new(days).encode(metric.encode_family(&labels)?)?;
+                ConstGauge::new(unix(expiry.not_after)).encode(metric.encode_family(&labels)?)?;
             }
         }
         Ok(())
@@ -349,7 +348,11 @@ fn lossy(value: u64) -> f64 {
 
 #[cfg(test)]
 pub(super) mod tests {
-    #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss
+    )]
     use super::*;
 
     /// Every sample line is `name{labels} value`, every name is described, the text ends with
@@ -392,10 +395,11 @@ pub(super) mod tests {
         files.failed(&ReloadUnit::ServerTls("main".into()), true);
         files.reloaded(true);
         files.replaced(true);
+        let not_after = unix_now() as i64 + 10 * 86_400;
         let in_ten_days = Expiry {
             part: "tls".to_owned(),
             file: "/s.crt".to_owned(),
-            not_after: unix_now() as i64 + 10 * 86_400,
+            not_after,
         };
         files.certificates(vec![in_ten_days.clone(), in_ten_days]);
         metrics.request(Endpoint::Node, 503);
@@ -421,8 +425,9 @@ pub(super) mod tests {
                 env!("CARGO_PKG_VERSION")
             )] > 0.0
         );
-        let days = samples["trunkline_tls_certificate_expiry_days{part=\"tls\",file=\"/s.crt\"}"];
-        assert!((9.9..=10.0).contains(&days), "{days}");
+        let expiry =
+            samples["trunkline_tls_certificate_expiry_timestamp_seconds{part=\"tls\",file=\"/s.crt\"}"];
+        assert!((expiry - not_after as f64).abs() < 0.1, "{expiry}");
         assert!(samples["trunkline_file_reload_failed{part=\"clusters.main.server_tls\"}"] > 0.9);
         assert!(samples["trunkline_file_reloads_total{result=\"success\"}"] > 0.9);
         assert!(samples["process_resident_memory_bytes"] > 1e5);

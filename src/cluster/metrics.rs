@@ -1,5 +1,7 @@
 //! The metrics of this room.
 
+mod leader;
+
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use self::leader::LeaderMetrics;
 use super::snapshot::{AdminState, Leader, MemberName, Snapshot};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -89,6 +92,7 @@ pub struct Metrics {
     member_admin: Family<MemberLabels, Gauge>,
     member_weight: Family<MemberLabels, Gauge>,
     leader: Family<ClusterLabels, Gauge>,
+    leaders: LeaderMetrics,
     lag_bytes: Family<MemberLabels, Gauge>,
     lag_seconds: Family<MemberLabels, Gauge<f64, AtomicU64>>,
     version: Family<ClusterLabels, Gauge>,
@@ -117,6 +121,7 @@ impl Metrics {
             member_admin: Family::default(),
             member_weight: Family::default(),
             leader: Family::default(),
+            leaders: LeaderMetrics::register(registry),
             lag_bytes: Family::default(),
             lag_seconds: Family::default(),
             version: Family::default(),
@@ -137,6 +142,7 @@ impl Metrics {
             member_admin,
             member_weight,
             leader,
+            leaders: _,
             lag_bytes,
             lag_seconds,
             version,
@@ -291,6 +297,12 @@ impl Metrics {
             .inc();
     }
 
+    /// A switchover by this router is over. `held`: for how long clients were held, if another
+    /// member leads.
+    pub(super) fn switched_over(&self, cluster: &str, held: Option<Duration>) {
+        self.leaders.switched_over(cluster, held);
+    }
+
     /// Updates the values that change all the time.
     pub(super) fn measure(&self, new: &Snapshot) {
         for member in &new.members {
@@ -328,6 +340,7 @@ impl Metrics {
         self.leader
             .get_or_create_owned(&cluster())
             .set(i64::from(leader.is_some()));
+        self.leaders.follow(&new.cluster, leader);
         self.version
             .get_or_create_owned(&cluster())
             .set(i64::try_from(new.version).unwrap_or(i64::MAX));
@@ -385,6 +398,7 @@ impl Metrics {
             self.look_ups.remove(&LookUpLabels { cluster, result });
         }
         self.forget_watch(&cluster);
+        self.leaders.forget(&cluster);
         let labels = ClusterLabels { cluster };
         self.leader.remove(&labels);
         self.version.remove(&labels);

@@ -250,6 +250,13 @@ impl ClusterHandle {
         })
     }
 
+    /// A switchover by this router is over. `held`: for how long clients were held, if another
+    /// member leads.
+    pub fn switched_over(&self, held: Option<Duration>) {
+        let cluster = &self.snapshot().cluster;
+        self.shared.reporting.metrics.switched_over(cluster, held);
+    }
+
     /// Ends an order of [`Self::leaving`].
     pub fn end_leaving(&self, token: LeaveToken) -> Result<(), Busy> {
         self.send(Observation::EndLeaving(token))

@@ -67,7 +67,7 @@ impl OnAccept for Arc<AcceptHandler> {
             Ok(place) => Ok(place),
             Err(full) => match admission.queued(address.ip()) {
                 Ok(queued) => Err(queued),
-                Err(_) => return refuse(&self.shared, &socket, full),
+                Err(_) => return refuse(&self.shared, &settings, &socket, full),
             },
         };
         let shared = Arc::clone(&self.shared);
@@ -79,7 +79,7 @@ impl OnAccept for Arc<AcceptHandler> {
                     Err(queued) => match client_origin::turn(&shared, address, queued, accepted).await {
                         Ok(place) => place,
                         Err(full) => {
-                            refuse(&shared, &socket, full);
+                            refuse(&shared, &settings, &socket, full);
                             return None;
                         }
                     },
@@ -102,6 +102,7 @@ impl OnAccept for Arc<AcceptHandler> {
         send(
             &socket,
             &close::too_many(
+                &self.settings.load(),
                 "the router has no file descriptor left",
                 "Ask the operator to raise the open-file limit or lower limits.max_clients.",
             ),
@@ -109,10 +110,10 @@ impl OnAccept for Arc<AcceptHandler> {
     }
 }
 
-fn refuse(shared: &Shared, socket: &ClientSocket, full: Full) {
+fn refuse(shared: &Shared, listener: &ListenerSettings, socket: &ClientSocket, full: Full) {
     shared.refused(client_origin::reason(full));
     let (text, hint) = login_throttle::too_many(full);
-    send(socket, &close::too_many(text, hint));
+    send(socket, &close::too_many(listener, text, hint));
 }
 
 /// Sends a client its last message from the accept loop, without waiting. A new socket takes the

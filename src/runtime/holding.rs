@@ -451,6 +451,7 @@ impl HoldOperations for HoldingRouter {
                 leader: prepared.leader,
                 candidate: prepared.candidate,
                 grace: grace(request).min(most),
+                held_since: None,
                 events: self.events.clone(),
                 tracker: self.tracker.clone(),
             };

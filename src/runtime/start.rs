@@ -521,7 +521,7 @@ fn share(
         Arc::clone(&generations),
     );
     let pool_metrics = session_metrics.pools(metrics);
-    occupancy.register_hold(metrics);
+    occupancy.register(metrics);
     let pools = Pools::new(Arc::clone(&occupancy), pool_metrics, open::rehome, spares);
     pools.register_connections(metrics);
     Ok(Shared {

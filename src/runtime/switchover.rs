@@ -113,6 +113,8 @@ pub(super) struct Switchover {
     pub(super) leader: Member,
     pub(super) candidate: MemberName,
     pub(super) grace: Duration,
+    /// Since when clients are held.
+    pub(super) held_since: Option<Instant>,
     pub(super) events: Events,
     pub(super) tracker: TaskTracker,
 }
@@ -165,6 +167,8 @@ impl Switchover {
         ));
         match self.ask_and_watch().await {
             Watched::Leads(member) => {
+                self.cluster
+                    .switched_over(self.held_since.map(|since| since.elapsed()));
                 let step = format!("{member} is the leader: seen to accept writes");
                 running.end(true, &step, &self.events);
                 // The other routers may see it a little later.
@@ -193,6 +197,7 @@ impl Switchover {
         for missing in round.missing() {
             self.running.say(missing);
         }
+        self.cluster.switched_over(None);
         self.running.end(false, step, &self.events);
     }
 
@@ -210,6 +215,7 @@ impl Switchover {
         }
         let began = Instant::now();
         self.hold.begin();
+        self.held_since = Some(began);
         let round = self.hold.wait(began + self.grace).await;
         followed(&round.map_err(|refusal| refusal.to_string())?)?;
         // The last round may be some time ago.

@@ -33,7 +33,7 @@ use crate::cluster::{ClusterHandle, Evidence};
 use crate::config::{Access, OnLeader, Route};
 use crate::routing::{Candidate, GrantedRole, Preference};
 use crate::wire::frame::ErrorFields;
-use crate::wire::message::{self, ErrorReply, Severity};
+use crate::wire::message::{ErrorReply, Severity};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{MAX_LENGTH, Replication};
 
@@ -194,17 +194,22 @@ impl NoServer {
 
     /// Writes the error that the client gets; `false` if the client has left.
     pub(super) fn write(&self, wanted: &Wanted<'_>, out: &mut BytesMut) -> bool {
+        let counts = wanted.gate.counts();
         match self {
             Self::Pass(NoPass::HungUp) => return false,
-            Self::Pass(NoPass::Closing) => message::error(out, &closing()),
-            Self::Pass(NoPass::Queue(error)) => message::error(out, &wanted.busy(*error)),
-            Self::Attach(AttachError::Server { frame, .. }) => out.extend_from_slice(frame),
+            Self::Pass(NoPass::Closing) => counts.error(out, &closing()),
+            Self::Pass(NoPass::Queue(error)) => counts.error(out, &wanted.busy(*error)),
+            Self::Attach(AttachError::Server { frame, .. }) => {
+                let fields = ErrorFields::of_prefix(frame.get(5..).unwrap_or_default());
+                counts.server_error(fields.code);
+                out.extend_from_slice(frame);
+            }
             Self::Attach(
                 AttachError::TooLong(reply)
                 | AttachError::NoCandidate(reply)
                 | AttachError::Refused { reply, .. }
                 | AttachError::Credential { reply, .. },
-            ) => message::error(out, reply),
+            ) => counts.error(out, reply),
         }
         true
     }

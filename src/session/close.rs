@@ -6,8 +6,9 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::listener_settings::ListenerSettings;
 use super::stream::SessionStream;
-use crate::wire::message::{self, ErrorReply};
+use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
 /// For the last words to a client, and for it to hang up after them.
@@ -40,13 +41,16 @@ pub(super) async fn say(stream: &mut impl SessionStream, out: &[u8]) {
 }
 
 /// For sockets at the accept loop that get no further.
-pub fn too_many(text: &str, hint: &str) -> BytesMut {
-    fatal(&ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint))
+pub fn too_many(listener: &ListenerSettings, text: &str, hint: &str) -> BytesMut {
+    fatal(
+        listener,
+        &ErrorReply::fatal(SqlState::TOO_MANY_CONNECTIONS, text).hint(hint),
+    )
 }
 
-pub(super) fn fatal(reply: &ErrorReply) -> BytesMut {
+pub(super) fn fatal(listener: &ListenerSettings, reply: &ErrorReply) -> BytesMut {
     let mut out = BytesMut::new();
-    message::error(&mut out, reply);
+    listener.gate.counts().error(&mut out, reply);
     out
 }
 

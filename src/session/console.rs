@@ -21,7 +21,7 @@ use super::registry::Traffic;
 use crate::cluster::snapshot::MemberName;
 use crate::config;
 use crate::frontend::{ClientStream, RefuseReason};
-use crate::wire::message::{self, ErrorReply};
+use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{Replication, StartupPacket};
 use crate::wire::text::Escaped;
@@ -116,7 +116,10 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
             shared,
             "the user is not in console.users, or not of console.cluster",
         );
-        message::error(&mut welcome, &not_admitted(&record.client().database, &hint));
+        record
+            .origin
+            .counts
+            .error(&mut welcome, &not_admitted(&record.client().database, &hint));
         return close_with_error(stream, welcome).await;
     }
     let member = MemberName::new(MEMBER);
@@ -144,7 +147,7 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
     if let Some(stream) = stream {
         let mut out = BytesMut::new();
         if let Some(reply) = end.reply() {
-            message::error(&mut out, &reply);
+            record.origin.counts.error(&mut out, &reply);
         }
         close_with_error(stream, out).await;
     }

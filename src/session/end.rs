@@ -3,6 +3,7 @@
 
 use bytes::BytesMut;
 
+use super::counts::RouteCounts;
 use super::pool::state::Pins;
 use crate::cluster::snapshot::MemberName;
 use crate::labels::labels;
@@ -341,15 +342,16 @@ impl End {
     /// FATAL. But if a request is under way, and `ready` is the status to send after an error, the
     /// request gets a complete answer: ERROR, then ReadyForQuery. Many drivers hide the error or
     /// repeat the request if the connection ends before the answer is complete (docs/drivers.md).
-    pub fn write_error(&self, out: &mut BytesMut, ready: Option<u8>) {
+    /// It counts in `counts`.
+    pub fn write_error(&self, out: &mut BytesMut, ready: Option<u8>, counts: &RouteCounts) {
         match (self.reply(), ready) {
             (None, _) => {}
             (Some(reply), Some(status)) if self.fate.is_open() => {
                 let severity = Severity::Error;
-                message::error(out, &ErrorReply { severity, ..reply });
+                counts.error(out, &ErrorReply { severity, ..reply });
                 message::ready_for_query(out, status);
             }
-            (Some(reply), _) => message::error(out, &reply),
+            (Some(reply), _) => counts.error(out, &reply),
         }
     }
 

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::close::{CLOSE_WITHIN, close_with_error};
+use super::counts::RouteCounts;
 use super::end::{Cause, End};
 use super::record::{Record, log_end};
 use super::relay::{Ended, Parting};
@@ -42,12 +43,16 @@ pub(super) async fn finish<C: SessionStream, S: SessionStream>(
     log_end(&end, &record, traffic, None);
     shared.metrics.end(&record.listener.route.name, &end);
     drop(ticket);
-    part(parting, &end).await
+    part(parting, &end, &record.origin.counts).await
 }
 
 /// The last words to the client, where there is a boundary between two messages to put them, and
 /// the end.
-pub(super) async fn part<C: SessionStream, S: SessionStream>(parting: Parting<C, S>, end: &End) -> S {
+pub(super) async fn part<C: SessionStream, S: SessionStream>(
+    parting: Parting<C, S>,
+    end: &End,
+    counts: &RouteCounts,
+) -> S {
     let Parting {
         mut client,
         mut server,
@@ -70,7 +75,7 @@ pub(super) async fn part<C: SessionStream, S: SessionStream>(parting: Parting<C,
     // Before anybody waits for the client.
     server.end_socket();
     if at_boundary {
-        end.write_error(&mut out, ready);
+        end.write_error(&mut out, ready, counts);
     }
     close_with_error(client, out).await;
     server

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry as Into;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,7 @@ pub(super) use self::metrics::{HoldMetrics, Metrics};
 use self::position::{GateMemory, Position, ShutReason};
 use self::replies::not_released;
 pub(super) use self::replies::{busy, hears, unavailable};
+use super::counts::{AllCounts, RouteCounts};
 use super::gauges::{GaugeGuard, RouteLabel, seconds};
 use super::paused::PausedRoutes;
 use crate::cluster::snapshot::Snapshot;
@@ -74,6 +76,7 @@ pub(super) struct Gates {
     waiting: Arc<AtomicU32>,
     paused: Arc<PausedRoutes>,
     hold: HoldMetrics,
+    counts: AllCounts,
     /// The process before this one has served clients.
     has_served: AtomicBool,
 }
@@ -141,8 +144,9 @@ impl Gates {
         self.has_served.store(true, Ordering::Release);
     }
 
-    pub(super) fn hold_metrics(&self) -> &HoldMetrics {
-        &self.hold
+    pub(super) fn register(&self, into: &mut Into) {
+        self.hold.register(into);
+        self.counts.register(into);
     }
 
     /// Opens and shuts the gates of one cluster as its snapshots and the pauses of its routes say,
@@ -222,6 +226,7 @@ pub struct Gate {
     /// The clients that are held.
     line: Line,
     hold: HoldMetrics,
+    counts: Arc<RouteCounts>,
     paused: Arc<PausedRoutes>,
     /// The number of sessions that wait for a seat.
     waiting: AtomicU32,
@@ -251,12 +256,18 @@ impl Gate {
             is_paused: AtomicBool::new(false),
             line: Line::default(),
             hold: gates.hold.clone(),
+            counts: gates.counts.of(&route.name),
             paused: Arc::clone(&gates.paused),
             waiting: AtomicU32::new(0),
             waiting_anywhere: Arc::clone(&gates.waiting),
             turn: Semaphore::new(1),
             changed: Notify::new(),
         }
+    }
+
+    /// What the route's sessions count.
+    pub(super) fn counts(&self) -> &Arc<RouteCounts> {
+        &self.counts
     }
 
     /// Whether a session of `route` can expect a server. The login asks this before authentication,

@@ -45,6 +45,9 @@ impl Hearing<'_> {
             }
             ServerEvent::Error(report) => {
                 let code = report.code();
+                if owner == Owner::Client {
+                    entry.origin.counts.server_error(code);
+                }
                 if report.is_fatal() {
                     *self.fatal = Some(code);
                 }

@@ -337,6 +337,7 @@ pub(super) fn ticket(registry: &Arc<Registry>) -> Ticket {
         route: "read-write".into(),
         on_unfit: config::Route::read_only("read-only", "main").on_unfit,
         kind: SessionKind::Ordinary,
+        counts: Arc::default(),
     };
     let entered = registry.enter(Arc::new(origin), None);
     entered.expect("it has no key that could be taken")

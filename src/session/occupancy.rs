@@ -65,8 +65,9 @@ impl Occupancy {
         self.gates.of(route).holds_logins(load, route)
     }
 
-    pub fn register_hold(&self, into: &mut Into) {
-        self.gates.hold_metrics().register(into);
+    /// The metrics of gates, and of what sessions count for their route.
+    pub fn register(&self, into: &mut Into) {
+        self.gates.register(into);
     }
 
     /// Opens and shuts the gates of one cluster's routes, until `stop`, or until the cluster is

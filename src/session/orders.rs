@@ -175,6 +175,7 @@ mod tests {
                 grace: GRACE,
             },
             kind: SessionKind::Ordinary,
+            counts: Arc::default(),
         };
         let ticket = registry.enter(Arc::new(origin), None).unwrap();
         ticket.entry().place(Some(Arc::new(Placement {

@@ -23,7 +23,7 @@ use crate::frontend::login::LoginError;
 use crate::frontend::opening::OpeningError;
 use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
 use crate::routing::GrantedRole;
-use crate::wire::message::{self, ErrorReply};
+use crate::wire::message::ErrorReply;
 use crate::wire::proxy::ProxiedTls;
 use crate::wire::startup::StartupPacket;
 use crate::wire::text::Escaped;
@@ -78,6 +78,9 @@ pub(super) fn note_opening(
     client: ClientAddress,
     error: &OpeningError,
 ) {
+    if let Some(reply) = error.reply() {
+        listener.gate.counts().router_error(reply.code);
+    }
     if error.is_refusal() {
         shared.metrics.refuse(RefuseReason::Opening);
     }
@@ -115,7 +118,7 @@ pub(super) async fn refuse(
     login_throttle::failed(shared, listener, packet, client, &error);
     if error.is_of_no_password() {
         // The answer goes first, so that it takes no longer for such a user than for any other.
-        send_error(stream, &error, &packet.user).await;
+        send_error(listener, stream, &error, &packet.user).await;
         let skipped = shared.failures.admit(client.ip(), Some(&packet.user));
         let Some(skipped) = skipped else { return };
         let standing = listener
@@ -135,13 +138,13 @@ pub(super) async fn refuse(
     } else if let Some(skipped) = shared.failures.admit(client.ip(), Some(&packet.user)) {
         log_refusal(listener, packet, client, &error.to_string(), skipped);
     }
-    send_error(stream, &error, &packet.user).await;
+    send_error(listener, stream, &error, &packet.user).await;
 }
 
-async fn send_error(stream: &mut ClientStream, error: &LoginError, user: &[u8]) {
+async fn send_error(listener: &ListenerSettings, stream: &mut ClientStream, error: &LoginError, user: &[u8]) {
     if let Some(reply) = error.reply(user) {
         let mut out = BytesMut::new();
-        message::error(&mut out, &reply);
+        listener.gate.counts().error(&mut out, &reply);
         close::say(stream, &out).await;
     }
 }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 pub use activity::{Activity, RequestNumber};
 pub use entry::{Phase, SessionEntry};
 
+use super::counts::RouteCounts;
 use super::keys::ClientCancelKey;
 use super::listener_settings::ListenerSettings;
 use crate::backend::CancelTarget;
@@ -102,6 +103,8 @@ pub struct Origin {
     pub route: Arc<str>,
     pub on_unfit: OnUnfit,
     pub kind: SessionKind,
+    /// Of the route.
+    pub counts: Arc<RouteCounts>,
 }
 
 /// What the router sees of a session.
@@ -131,6 +134,7 @@ impl Origin {
             cluster: Arc::clone(&listener.cluster.config().name),
             route: Arc::clone(&listener.route.name),
             on_unfit: listener.route.on_unfit,
+            counts: Arc::clone(listener.gate.counts()),
         }
     }
 }
@@ -341,6 +345,7 @@ mod tests {
             route: "read-write".into(),
             on_unfit: crate::config::Route::read_only("r", "main").on_unfit,
             kind: SessionKind::Ordinary,
+            counts: Arc::default(),
         })
     }
 

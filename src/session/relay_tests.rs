@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use super::super::counts::RouteCounts;
 use super::super::simulator::{frame, short};
 use super::super::{finish, memory};
 use super::*;
@@ -45,7 +46,7 @@ impl Play {
         let relay = tokio::spawn(async move {
             let cause = relay.run().await;
             let Ended { end, parting, .. } = relay.leave(cause).end();
-            finish::part(parting, &end).await;
+            finish::part(parting, &end, &RouteCounts::default()).await;
             end
         });
         Self {

@@ -55,6 +55,7 @@ mod tests {
             route: "rw".into(),
             on_unfit: crate::config::Route::read_only("rw", "main").on_unfit,
             kind: SessionKind::Ordinary,
+            counts: Arc::default(),
         });
         let phases = [Phase::Detached, Phase::Relaying, Phase::Pinned, Phase::Waiting];
         let tickets = phases.map(|phase| {
@@ -86,6 +87,7 @@ mod tests {
             route: "rw".into(),
             on_unfit: crate::config::Route::read_only("rw", "main").on_unfit,
             kind: SessionKind::Ordinary,
+            counts: Arc::default(),
         });
         let ticket = registry.enter(origin, None).unwrap();
         let entry = ticket.entry();

@@ -38,7 +38,8 @@ fn an_idle_session_is_no_larger_than_it_was() {
         ("Direction", size_of::<Direction>(), 48),
         // One for both modes: 8 bytes more than one for each would have.
         ("Record", size_of::<Record>(), 120),
-        ("SessionEntry", size_of::<SessionEntry>(), 240),
+        // 8 bytes for the beginning of a transaction that is measured.
+        ("SessionEntry", size_of::<SessionEntry>(), 248),
         ("Placement", size_of::<Placement>(), 192),
     ];
     let grown: Vec<_> = sizes.iter().filter(|(_, size, most)| size > most).collect();

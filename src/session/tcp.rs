@@ -29,6 +29,7 @@ use super::arrival::client_origin::{self, ClientOrigin};
 use super::arrival::{Arrival, Course, Identified};
 use super::cancel::CancelOutcome;
 use super::close::{close_with_error, closing};
+use super::counts::RouteCounts;
 use super::end::{Cause, End};
 use super::forward::{self, Ended, Forward, Parts};
 use super::gate;
@@ -43,7 +44,7 @@ use crate::frontend::login::LoginError;
 use crate::frontend::opening::OpeningError;
 use crate::frontend::{ClientAddress, ClientStream, RefuseReason};
 use crate::routing::{self, GrantedRole};
-use crate::wire::message::{self, ErrorReply};
+use crate::wire::message::ErrorReply;
 use crate::wire::startup::{self, FirstPacket, Glance};
 
 /// How long a client that is refused may take to send its startup packet.
@@ -393,7 +394,7 @@ async fn turn_away(
 ) {
     if refusal.reason.is_some() {
         refuse(shared, listener, address, refusal);
-        send_refusal(client, head, &refusal.reply).await;
+        send_refusal(client, head, &refusal.reply, listener.gate.counts()).await;
     }
 }
 
@@ -417,7 +418,12 @@ fn refuse(shared: &Shared, listener: &ListenerSettings, client: ClientAddress, r
 
 /// Sends the error to a client without TLS. It first declines encryption, as PostgreSQL's protocol
 /// defines. A client that requires encryption hangs up, and direct TLS is closed without an error.
-async fn send_refusal(mut client: ClientStream, mut head: BytesMut, reply: &ErrorReply) {
+async fn send_refusal(
+    mut client: ClientStream,
+    mut head: BytesMut,
+    reply: &ErrorReply,
+    counts: &RouteCounts,
+) {
     let mut declined = 0;
     let asked = timeout(REFUSING, async {
         loop {
@@ -445,7 +451,7 @@ async fn send_refusal(mut client: ClientStream, mut head: BytesMut, reply: &Erro
     });
     if let Ok(Some(())) = asked.await {
         let mut out = BytesMut::new();
-        message::error(&mut out, reply);
+        counts.error(&mut out, reply);
         close_with_error(client, out).await;
     }
 }

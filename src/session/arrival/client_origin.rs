@@ -85,7 +85,7 @@ pub(super) async fn identify(
         place = match attribute(shared, origin.address, place, accepted).await {
             Ok(place) => place,
             Err(full) => {
-                too_many(shared, stream, full).await;
+                too_many(shared, listener, stream, full).await;
                 return None;
             }
         };
@@ -93,7 +93,7 @@ pub(super) async fn identify(
     place = match await_first_bytes(shared, stream, origin.address, place, accepted).await {
         Ok(place) => place,
         Err(full) => {
-            too_many(shared, stream, full).await;
+            too_many(shared, listener, stream, full).await;
             return None;
         }
     };
@@ -264,10 +264,10 @@ pub fn reason(full: Full) -> RefuseReason {
     }
 }
 
-async fn too_many(shared: &Shared, stream: &mut ClientStream, full: Full) {
+async fn too_many(shared: &Shared, listener: &ListenerSettings, stream: &mut ClientStream, full: Full) {
     shared.metrics.refuse(reason(full));
     let (text, hint) = login_throttle::too_many(full);
-    close::say(stream, &close::too_many(text, hint)).await;
+    close::say(stream, &close::too_many(listener, text, hint)).await;
 }
 
 /// Refuses a connection from a trusted address that sent no header, or a bad one: the balancer is
@@ -291,5 +291,5 @@ async fn refuse_header(
         "This address is in the listener's proxy_protocol.trusted. Ask the operator to make the balancer there send \
          the header (send-proxy, send-proxy-v2).",
     );
-    close::say(stream, &close::fatal(&reply)).await;
+    close::say(stream, &close::fatal(listener, &reply)).await;
 }

@@ -25,7 +25,7 @@ use crate::session::record::{LoginRecord, Record, Times, note_opening, refuse};
 use crate::session::registry::{Client, Origin, SessionKind};
 use crate::session::turns::WorkerBuffer;
 use crate::session::{Shared, peers};
-use crate::wire::message::{self, ErrorReply};
+use crate::wire::message::ErrorReply;
 use crate::wire::proxy::ProxiedTls;
 use crate::wire::settings;
 use crate::wire::sqlstate::SqlState;
@@ -429,7 +429,7 @@ impl WelcomedClient {
             Err(refusal) => {
                 shared.metrics.refuse(refusal.reason);
                 record.refused(shared, &refusal.reply.message);
-                message::error(&mut self.welcome, &refusal.reply);
+                record.origin.counts.error(&mut self.welcome, &refusal.reply);
                 close_with_error(self.stream, self.welcome).await;
                 None
             }

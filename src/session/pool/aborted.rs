@@ -214,7 +214,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 self.rest_in(Block::None);
             }
             First::Commit | First::Told if is_batch => {
-                message::error(&mut out, &why.reply(None));
+                self.home.gate.counts().error(&mut out, &why.reply(None));
                 if left == Block::None {
                     self.rest_in(left);
                 }
@@ -224,7 +224,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 self.refuse(run[0], &run[..here], is_whole, run.len() - here);
             }
             told => {
-                message::error(&mut out, &why.reply(None));
+                self.home.gate.counts().error(&mut out, &why.reply(None));
                 self.rest_in(if told == First::Commit { Block::None } else { left });
             }
         }

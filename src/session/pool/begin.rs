@@ -90,7 +90,7 @@ pub(in crate::session) async fn begin(
     if !state.fits() {
         record.refused(shared, "startup packet too long");
         if let NoServer::Attach(error) = NoServer::too_long() {
-            message::error(&mut out, &error.reply());
+            record.origin.counts.error(&mut out, &error.reply());
         }
         close_with_error(stream, out).await;
         return None;
@@ -102,7 +102,7 @@ pub(in crate::session) async fn begin(
         Ok(first) => first,
         Err(no_lease) => {
             if let Some(reply) = no_lease.reply(shared, &record, &home) {
-                message::error(&mut out, &reply);
+                record.origin.counts.error(&mut out, &reply);
                 close_with_error(stream, out).await;
             }
             return None;
@@ -377,7 +377,7 @@ impl Pooled {
         drop(client.ticket);
         let Some(mut lease) = lease else {
             let mut out = BytesMut::from(client.answers.rest.as_ref());
-            end.write_error(&mut out, None);
+            end.write_error(&mut out, None, &record.origin.counts);
             drop(gauge);
             return close_with_error(client.stream, out).await;
         };
@@ -414,7 +414,7 @@ impl Pooled {
                 }
             });
             let mut out = BytesMut::from(client.answers.rest.as_ref());
-            end.write_error(&mut out, None);
+            end.write_error(&mut out, None, &record.origin.counts);
             drop(gauge);
             return close_with_error(client.stream, out).await;
         }
@@ -433,7 +433,10 @@ impl Pooled {
             from_server: link.observer,
             rest: client.answers.rest,
         };
-        let server = part(parting, &end).await.release().into_tcp();
+        let server = part(parting, &end, &record.origin.counts)
+            .await
+            .release()
+            .into_tcp();
         drop(gauge);
         let has_keepalive = cluster.config().server.keepalive.is_some();
         let held = (places, admitted.into_share());

@@ -49,6 +49,8 @@ pub(in crate::session) struct PooledConnection<S: SessionStream = ServerStream> 
     pub(super) state: ConnectionState,
     /// The server has closed it.
     pub(super) has_ended: bool,
+    /// A session has it.
+    pub(super) is_lent: bool,
     /// From the server's last word on: how long it is waited for to close the connection.
     pub(super) ending: Option<Pin<Box<Sleep>>>,
     /// Its place among all sessions and connections on the member.

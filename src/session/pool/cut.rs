@@ -181,7 +181,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         let mut out = BytesMut::new();
         for reply in answers.replies {
             match reply {
-                Reply::Error(why) => message::error(&mut out, &why.reply(Some(reason))),
+                Reply::Error(why) => self.home.gate.counts().error(&mut out, &why.reply(Some(reason))),
                 Reply::RolledBack => message::command_complete(&mut out, "ROLLBACK"),
                 Reply::Ready(status) => message::ready_for_query(&mut out, status),
             }

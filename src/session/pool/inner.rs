@@ -349,6 +349,10 @@ impl<S: SessionStream> Inner<S> {
     ) {
         self.refit(pool, work);
         let now = Instant::now();
+        if std::mem::take(&mut connection.is_lent) {
+            pool.meters
+                .leased(now.saturating_duration_since(connection.since));
+        }
         if let Some(reason) = self.unusable(&connection, now) {
             return work.close(reason, connection);
         }

@@ -21,6 +21,7 @@ use super::state::PinReason;
 use super::statements::Counts;
 use crate::cluster::snapshot::MemberName;
 use crate::labels::labels;
+use crate::session::distribution::Distribution;
 use crate::session::end::SessionTimeout;
 use crate::session::gate::{self, QueueError};
 use crate::session::gauges::{GaugeGuard, RouteLabel, seconds};
@@ -264,6 +265,7 @@ pub struct PoolMetrics {
     hits: Family<RouteLabel, Counter>,
     misses: Family<RouteLabel, Counter>,
     waits: Family<RouteLabel, Histogram>,
+    leases: Family<RouteLabel, Distribution>,
     closed: Family<CloseLabel, Counter>,
     pinned: Family<ReasonLabel, Counter>,
     discarded: Family<ReasonLabel, Counter>,
@@ -284,6 +286,7 @@ impl PoolMetrics {
             hits: Family::default(),
             misses: Family::default(),
             waits: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0001, 2.0, 20))),
+            leases: Family::default(),
             closed: Family::default(),
             pinned: Family::default(),
             discarded: Family::default(),
@@ -310,6 +313,12 @@ impl PoolMetrics {
             "How long sessions waited for a server connection of their pool, whatever the result",
             Unit::Seconds,
             metrics.waits.clone(),
+        );
+        into.register_with_unit(
+            "pool_lease",
+            "How long sessions had a server connection of their pool that they gave back",
+            Unit::Seconds,
+            metrics.leases.clone(),
         );
         into.register(
             "pool_closed",
@@ -368,6 +377,7 @@ impl PoolMetrics {
             hits: self.hits.get_or_create(&label).clone(),
             misses: self.misses.get_or_create(&label).clone(),
             waits: self.waits.get_or_create(&label).clone(),
+            leases: self.leases.get_or_create(&label).clone(),
             closed: self.closed.clone(),
             pinned: self.pinned.clone(),
             discarded: self.discarded.clone(),
@@ -425,6 +435,7 @@ pub(super) struct Meters {
     hits: Counter,
     misses: Counter,
     waits: Histogram,
+    leases: Distribution,
     closed: Family<CloseLabel, Counter>,
     pinned: Family<ReasonLabel, Counter>,
     discarded: Family<ReasonLabel, Counter>,
@@ -446,6 +457,11 @@ pub(super) struct Meters {
 impl Meters {
     pub(super) fn hit(&self) {
         self.hits.inc();
+    }
+
+    /// A session gives a connection back that it has had for so long.
+    pub(super) fn leased(&self, time: Duration) {
+        self.leases.observe(time, 1);
     }
 
     pub(super) fn miss(&self) {

@@ -117,6 +117,7 @@ impl<S: SessionStream> OpenPermit<S> {
             leases: 1,
             state,
             has_ended: false,
+            is_lent: false,
             ending: None,
             seat,
             permit,

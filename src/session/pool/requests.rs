@@ -151,7 +151,8 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         }
         let mut out = BytesMut::new();
         let severity = Severity::Error;
-        message::error(&mut out, &ErrorReply { severity, ..reply });
+        let counts = self.home.gate.counts();
+        counts.error(&mut out, &ErrorReply { severity, ..reply });
         self.client.answers.push(&out);
         let request = std::mem::take(&mut self.request);
         let (tag, length) = header(&request)?;

@@ -401,6 +401,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         let entry = self.client.ticket.entry();
         entry.place(Some(Arc::clone(&lease.link.placement)));
         entry.set_held_since(lease.since);
+        lease.is_lent = true;
         entry.set_phase(Phase::Relaying);
         self.totals.leases += 1;
         self.transactions = self

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use super::activity::{Activity, ActivityCell, RequestNumber};
 use super::mailbox::{Mailbox, ServerOrder, replaces};
 use super::{CancelKey, Origin, Placement, Traffic};
+use crate::session::counts::RouteCounts;
 use crate::session::end::Order;
 use crate::session::pool::pinned;
 use crate::session::pool::state::Pins;
@@ -33,6 +35,9 @@ pub struct SessionEntry {
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
     transactions: AtomicU64,
+    /// When the transaction under way began, in microseconds after the session was accepted;
+    /// [`NOT_MEASURED`] outside one, and in one that is not measured.
+    began: AtomicU64,
     /// A cancel request may have been delivered later than its connection showed.
     late_cancel: AtomicBool,
     /// [`Phase`]; changed by sessions with a pool only.
@@ -51,6 +56,9 @@ pub struct SessionEntry {
 
 /// No connection of a pool yet; far more seconds than a session can last.
 const NEVER: u32 = u32::MAX;
+
+/// Far more microseconds than a session can last.
+const NOT_MEASURED: u64 = u64::MAX;
 
 /// Whether a session has a server connection, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +99,7 @@ impl SessionEntry {
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
+            began: AtomicU64::new(NOT_MEASURED),
             late_cancel: AtomicBool::new(false),
             phase: AtomicU8::new(Phase::Relaying as u8),
             pins: AtomicU16::new(0),
@@ -306,6 +315,9 @@ impl SessionEntry {
     pub(in crate::session) fn begin_request(&self) {
         let number = self.requests.load(Ordering::Relaxed) + 1;
         self.requests.store(number, Ordering::Relaxed);
+        if RouteCounts::is_measured(self.id, number) && self.activity() == Activity::Idle {
+            self.began.store(self.age_us(), Ordering::Relaxed);
+        }
         if let Some(number) = NonZeroU64::new(number) {
             self.set_activity(Activity::Active(RequestNumber(number)));
         }
@@ -314,6 +326,16 @@ impl SessionEntry {
     /// The server has answered every request. Only the session's own task calls this.
     pub(in crate::session) fn rest(&self, activity: Activity) {
         self.set_activity(activity);
+        if activity == Activity::Idle && self.began.load(Ordering::Relaxed) != NOT_MEASURED {
+            let began = self.began.swap(NOT_MEASURED, Ordering::Relaxed);
+            let took = Duration::from_micros(self.age_us().saturating_sub(began));
+            self.origin.counts.transaction(took);
+        }
+    }
+
+    fn age_us(&self) -> u64 {
+        let age = self.origin.client.since.elapsed();
+        age.as_secs().saturating_mul(1_000_000) + u64::from(age.subsec_micros())
     }
 
     fn set_activity(&self, activity: Activity) {

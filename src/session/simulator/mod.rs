@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::counts::RouteCounts;
 use super::end::{End, Order};
 use super::finish;
 use super::memory::{self, MemoryStream};
@@ -171,7 +172,7 @@ impl Simulation {
                 end, parting, ticket, ..
             } = relay.leave(cause).end();
             drop(ticket);
-            finish::part(parting, &end).await;
+            finish::part(parting, &end, &RouteCounts::default()).await;
             end
         };
         Self::new((client, server), (registry, entry), session)
