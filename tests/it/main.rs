@@ -47,6 +47,7 @@ mod limits;
 mod live;
 mod main_job;
 mod methods;
+mod metrics;
 mod mutating;
 mod orders;
 mod pauses;
