@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo book test test-compose test-systemd test-drivers test-bouncer test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist fmt lint deny reference check-docs install-test clean
+.PHONY: help demo book test test-compose test-systemd test-deb test-drivers test-bouncer test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist deb sbom fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -14,6 +14,14 @@ dist: ## the release binary as images take it: dist/trunkline, without what only
 	cargo build --release --locked --quiet
 	install -D -m 755 target/release/trunkline dist/trunkline
 	strip --strip-debug dist/trunkline
+
+deb: build ## a Debian package in dist/, docs/packages.md
+	@scripts/deb
+
+sbom: ## the libraries that the program consists of: dist/trunkline.cdx.json
+	@mkdir -p dist
+	@scripts/sbom > dist/trunkline.cdx.json
+	@scripts/sbom --check dist/trunkline.cdx.json
 
 install-test: ## what the tests need
 	@scripts/install-packages test
@@ -36,6 +44,10 @@ test-compose: ## the demo in containers, as docs/demo.md walks through it
 
 test-systemd: ## the unit config/trunkline.service under a real systemd
 	@scripts/test-systemd
+
+test-deb: ## the Debian package under a real systemd: installed, upgraded under load, removed, purged
+	@cargo build --locked --quiet
+	@scripts/test-deb
 
 test-drivers: ## drivers with pools of their own before pools of the router, also those that CI leaves out
 	@scripts/test-drivers
@@ -73,8 +85,8 @@ instructions: ## instructions per transaction and per login, compared with bench
 	@scripts/install-packages test
 	@scripts/instructions
 
-reference: ## write the configuration's tables in docs/ and its JSON Schema in config/, from the table of keys
-	TRUNKLINE_WRITE_REFERENCE=1 cargo test --locked --lib config::tests::schema
+reference: ## write the configuration's tables in docs/, its JSON Schema in config/, and the manual pages in packaging/man/
+	TRUNKLINE_WRITE_REFERENCE=1 cargo test --locked --lib -- config::tests::schema cli::man
 
 book: ## the book of docs/ in dist/book, and all its links
 	@scripts/book

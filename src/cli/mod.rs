@@ -1,5 +1,5 @@
-//! The command line: `run`, `reload`, `upgrade`, `check`, `hba`, `import`, `schema`, and what
-//! administers a running router.
+//! The command line: `run`, `reload`, `upgrade`, `check`, `hba`, `import`, `schema`, `completions`,
+//! and what administers a running router.
 //!
 //! Guarantees: exit code 0 is success, 1 is an error that standard error explains, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
@@ -7,9 +7,12 @@
 mod administer;
 mod before_stop;
 pub mod check;
+mod completions;
 mod detach;
 mod hba;
 pub(crate) mod import;
+#[cfg(test)]
+mod man;
 mod pause;
 mod reload;
 mod remote;
@@ -85,6 +88,11 @@ enum Command {
     Import(import::Arguments),
     /// Print the configuration's JSON Schema (draft 2020-12).
     Schema,
+    /// Print a script that completes this command line in a shell.
+    Completions {
+        /// The shell that reads the script.
+        shell: completions::Shell,
+    },
     /// Hold the clients of this host's member, whose server is about to be stopped.
     ///
     /// For Patroni's `postgresql.before_stop`. Returns when no transaction is open there or the
@@ -120,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Hba { config, client } => hba::run(&config, &client),
         Command::Import(arguments) => import::run(&arguments),
         Command::Schema => schema::run(),
+        Command::Completions { shell } => completions::run(shell),
         Command::BeforeStop(command) => before_stop::run(&command),
         Command::Switchover(command) => switchover::run(&command),
         Command::Pause(command) => pause::pause(&command),
