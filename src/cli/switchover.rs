@@ -22,6 +22,11 @@ use crate::admin::{SwitchoverPlan, SwitchoverStatus};
 const LOOK: Duration = Duration::from_millis(200);
 /// Looks in a row that may fail.
 const MAX_FAILED: u32 = 25;
+/// The process that answers was not given the order.
+const GONE: &str = "the process that ran the switchover has ended, and this one knows nothing of it. Its log says how far \
+                    it came; `trunkline members` shows which member leads";
+const LOST: &str = "how the switchover goes on is not known: the router's log says it, and `trunkline members` shows which \
+                    member leads";
 
 #[derive(Debug, Args)]
 pub(super) struct Switchover {
@@ -104,13 +109,13 @@ fn follow(
             eprintln!("{error}");
         }
         let status = match router.look("/api/v1/switchover") {
-            Ok(status) => read::<SwitchoverStatus>(status)?,
+            Ok(status) => read::<Option<SwitchoverStatus>>(status)?.ok_or(GONE)?,
             // The router works on its own.
             Err(_) if failed < MAX_FAILED => {
                 failed += 1;
                 continue;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(format!("{error}\n{LOST}")),
         };
         failed = 0;
         for step in status.steps.iter().skip(shown) {

@@ -33,7 +33,7 @@ const MAX_ANSWER: usize = 1024 * 1024;
 /// Groups of direct connections that are listed.
 const MAX_DIRECT: usize = 20;
 /// Time limit of a checkpoint.
-const CHECKPOINT: Duration = Duration::from_mins(5);
+pub const CHECKPOINT: Duration = Duration::from_mins(5);
 
 /// What Patroni says to a request for a switchover.
 #[derive(Debug, Clone, PartialEq, Eq)]

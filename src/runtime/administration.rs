@@ -18,6 +18,7 @@ use super::control::{ControlRequest, Requests};
 use super::handover::STEP_LIMIT;
 use super::pauses;
 use super::processes::NotFollowed;
+use super::running_orders::RunningOrders;
 use super::state_file::{self, AdminOverrides, MemberOverrides};
 use crate::admin::{
     Activity, Change, Ending, IdleConnectionView, PoolMemberView, PoolView, Readiness, Reconnection,
@@ -55,6 +56,8 @@ pub(super) struct Administration {
     control: Handle,
     tracker: TaskTracker,
     stop: CancellationToken,
+    /// Those that hold clients, and run in this process.
+    pub(super) orders: Arc<RunningOrders>,
 }
 
 /// What sessions and administration share.
@@ -99,6 +102,7 @@ impl Administration {
             control: Handle::current(),
             tracker: tracker.clone(),
             stop: stop.clone(),
+            orders: Arc::default(),
         };
         if !is_received {
             administration.write(false);

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -22,7 +22,7 @@ use crate::admin::{
     SwitchoverStatus,
 };
 use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
-use crate::cluster::switchover::{self, LeaderAccess, SwitchoverRight};
+use crate::cluster::switchover::{self, CHECKPOINT, LeaderAccess, SwitchoverRight};
 use crate::cluster::{ClusterHandle, LeaveToken};
 use crate::events::Events;
 use crate::session::Shared;
@@ -39,6 +39,9 @@ const DEFAULT_PAUSE: Duration = Duration::from_mins(5);
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// For the name service to say where the peers are.
 const NAMES: Duration = Duration::from_secs(2);
+
+/// A switchover that is over is shown for so long before this process may end.
+const SHOWN: Duration = Duration::from_millis(500);
 
 /// A cluster's name, and a member.
 type StoppedMember = (String, MemberName);
@@ -362,6 +365,8 @@ impl HoldOperations for HoldingRouter {
             hold.until = self.stop_until(key.clone(), is_leaving, hold.until);
             let limit = self.stop_limit(cluster).await.saturating_sub(SPARE);
             let deadline = (began + grace.min(limit)).min(hold.until);
+            let what = format!("the clients of {member} are held, as its server is about to be stopped");
+            let order = self.administration.orders.begin(what, hold.until);
             info!(cluster, %member, "the server is about to be stopped: its clients are held");
             let tracker = self.tracker.clone();
             let (member, stop) = (member.as_str().to_owned(), self.stop.clone());
@@ -393,6 +398,7 @@ impl HoldOperations for HoldingRouter {
                         () = hold.keep() => forget(),
                         () = stop.cancelled() => {}
                     }
+                    drop(order);
                 });
                 Ok(report)
             };
@@ -434,6 +440,9 @@ impl HoldOperations for HoldingRouter {
                 return Err(plan.problems.join("; "));
             }
             let running = Arc::new(RunningSwitchover::new(&plan));
+            let what = format!("a switchover of cluster {} runs", request.cluster);
+            let longest = Instant::now() + CHECKPOINT + prepared.hold.longest;
+            let order = Arc::new(self.administration.orders.begin_if_staying(what, longest)?);
             {
                 let mut current = self.switchover.lock().unwrap_or_else(PoisonError::into_inner);
                 if current.as_ref().is_some_and(|current| !current.status().is_over) {
@@ -454,13 +463,17 @@ impl HoldOperations for HoldingRouter {
                 held_since: None,
                 events: self.events.clone(),
                 tracker: self.tracker.clone(),
+                order: Arc::clone(&order),
+                ending: self.administration.orders.ending(),
             };
             let stop = self.stop.clone();
             let work = async move {
                 tokio::select! {
-                    () = switchover.run() => {}
+                    // Whoever follows it looks once more.
+                    () = async { switchover.run().await; sleep(SHOWN).await } => {}
                     () = stop.cancelled() => {}
                 }
+                drop(order);
             };
             self.tracker.spawn_on(work, &self.control);
             Ok(plan)

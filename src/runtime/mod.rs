@@ -25,6 +25,7 @@ mod process;
 mod processes;
 mod running;
 mod running_hold;
+mod running_orders;
 mod service;
 mod shutdown;
 mod start;

@@ -3,13 +3,15 @@
 //! The shutdown has phases, each with a time limit: not ready (`shutdown.delay`), stop accepting,
 //! end sessions at their next boundary, cut the remaining sessions, exit. A replaced process has
 //! stopped accepting and exits when its sessions have finished. It stays ready until then, because
-//! the service is.
+//! the service is. Neither ends before the orders that run in it ([`super::running_orders`]).
 
 use std::sync::Arc;
 
 use tokio::signal::unix::Signal;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::running_orders::RunningOrders;
 use super::service::Service;
 use super::shutdown::{self, Signals};
 use super::supervisor::{ENDING, REPLACED, Supervisor};
@@ -74,17 +76,25 @@ impl Running {
             let grace = config.shutdown.grace;
             shutdown::drain(&self.shared.registry, &self.workers, grace, signals).await;
         }
+        finish_orders(&service.administration.orders, signals).await;
         end(service, self.workers, EndCause::Replaced).await;
     }
 
     async fn shut_down(mut self, signals: &mut Signals) {
         self.readiness.leaving();
         let config = self.supervisor.config().shutdown.clone();
-        if config.delay.is_zero() {
+        let orders = Arc::clone(self.supervisor.orders());
+        orders.undo();
+        let order = orders
+            .until()
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        if config.delay.is_zero() && order.is_none() {
             self.supervisor.notifier().stopping();
         } else {
-            let longest = shutdown::longest(&config);
+            let longest = shutdown::longest(&config) + order.unwrap_or_default();
             self.supervisor.notifier().stopping_within(longest);
+        }
+        if !config.delay.is_zero() {
             tokio::select! {
                 () = shutdown::delay(config.delay, signals) => {}
                 () = self.supervisor.watch(ENDING) => {}
@@ -95,7 +105,27 @@ impl Running {
         service.close_ports().await;
         self.shared.closing.cancel();
         shutdown::drain(&self.shared.registry, &self.workers, config.grace, signals).await;
+        finish_orders(&orders, signals).await;
         end(service, self.workers, EndCause::Signal).await;
+    }
+}
+
+/// Orders that hold clients here and at peers go on until they are over, as they cannot be undone.
+/// Each has a time limit of its own; a signal ends the wait.
+async fn finish_orders(orders: &RunningOrders, signals: &mut Signals) {
+    let Some(running) = orders.running() else {
+        return;
+    };
+    let left = orders
+        .until()
+        .map(|until| until.saturating_duration_since(Instant::now()));
+    info!(
+        "{running}: this process ends when that is over, in {} s at most; a signal ends it now",
+        left.unwrap_or_default().as_secs() + 1
+    );
+    tokio::select! {
+        () = orders.ended() => {}
+        () = signals.wait() => warn!("{running}: nobody renews the order any more, so that the peers hold their clients for some seconds at most"),
     }
 }
 

@@ -23,6 +23,7 @@ use super::control::ControlRequest;
 use super::files::FileReader;
 use super::handover::NewProcess;
 use super::notify::Notifier;
+use super::running_orders::RunningOrders;
 use super::service::Service;
 use super::upgrade::{Program, Upgrade};
 use crate::admin::ReloadAnswer;
@@ -157,6 +158,11 @@ impl Supervisor {
 
     pub(super) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Those that hold clients, and run in this process.
+    pub(super) fn orders(&self) -> &Arc<RunningOrders> {
+        &self.service.administration.orders
     }
 
     pub(super) fn notifier(&self) -> &Notifier {

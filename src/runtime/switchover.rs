@@ -15,6 +15,8 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::running_hold::{RENEWAL, Round, RunningHold};
+use super::running_orders::RunningOrder;
+use super::supervisor::ENDING;
 use crate::admin::{SwitchoverPlan, SwitchoverStatus};
 use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, Member, MemberName};
@@ -117,6 +119,9 @@ pub(super) struct Switchover {
     pub(super) held_since: Option<Instant>,
     pub(super) events: Events,
     pub(super) tracker: TaskTracker,
+    pub(super) order: Arc<RunningOrder>,
+    /// Cancelled where the router shuts down.
+    pub(super) ending: CancellationToken,
 }
 
 /// # Errors
@@ -147,10 +152,11 @@ enum Watched {
 impl Switchover {
     pub(super) async fn run(mut self) {
         let running = Arc::clone(&self.running);
-        let abort = running.abort.clone();
+        let (abort, ending) = (running.abort.clone(), self.ending.clone());
         let prepared = tokio::select! {
             prepared = self.prepare() => prepared,
             () = abort.cancelled() => Err("an operator has ended it".to_owned()),
+            () = ending.cancelled() => Err(ENDING.to_owned()),
         };
         let prepared = prepared.and_then(|()| {
             let is_committed = running.commit();
@@ -172,7 +178,7 @@ impl Switchover {
                 let step = format!("{member} is the leader: seen to accept writes");
                 running.end(true, &step, &self.events);
                 // The other routers may see it a little later.
-                self.tracker.spawn(self.hold.keep());
+                self.hold.keep().await;
             }
             Watched::Refused(why) => {
                 self.undo(&format!("Patroni refuses, and clients go on: {why}"))
@@ -216,6 +222,7 @@ impl Switchover {
         let began = Instant::now();
         self.hold.begin();
         self.held_since = Some(began);
+        self.order.lasts_until(self.hold.until());
         let round = self.hold.wait(began + self.grace).await;
         followed(&round.map_err(|refusal| refusal.to_string())?)?;
         // The last round may be some time ago.

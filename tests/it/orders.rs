@@ -1,5 +1,7 @@
 //! Orders that hold clients: `trunkline before-stop` and `trunkline switchover`.
 
+mod processes;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -21,6 +21,9 @@ impl Supervisor {
             let fault = "another upgrade is in progress".to_owned();
             return upgrade::refuse(answer, fault, &self.service.handles.events);
         }
+        if let Some(obstacle) = self.service.administration.orders.obstacle() {
+            return upgrade::refuse(answer, obstacle, &self.service.handles.events);
+        }
         let (control, events) = (self.service.control_path(), &self.service.handles.events);
         self.upgrade = Upgrade::begin(&self.program, &self.config.path, control, answer, events).await;
     }
@@ -36,6 +39,10 @@ impl Supervisor {
     /// changed.
     pub(super) async fn offer(&mut self, socket: UnixStream) -> Option<NewProcess> {
         self.emit(ProcessEvent::HandoverBegun);
+        if let Some(obstacle) = self.service.administration.orders.obstacle() {
+            drop(socket);
+            return self.not_handed_over(obstacle);
+        }
         let (kept, is_drained) = self.service.administration.freeze();
         let deadline = self.upgrade.as_ref().map(Upgrade::deadline);
         let deadline = deadline.unwrap_or_else(|| Instant::now() + START_LIMIT);
@@ -63,7 +70,14 @@ impl Supervisor {
             Err(error) => Err(error.into()),
         };
         match given {
-            Ok(new_process) => Some(new_process),
+            Ok(new_process) => match self.service.administration.orders.replaced() {
+                Ok(()) => Some(new_process),
+                Err(obstacle) => {
+                    drop(new_process);
+                    self.service.administration.unfreeze();
+                    self.not_handed_over(obstacle)
+                }
+            },
             Err(error) => {
                 self.service.administration.unfreeze();
                 self.emit(ProcessEvent::HandoverFailed {
@@ -72,6 +86,16 @@ impl Supervisor {
                 None
             }
         }
+    }
+
+    /// This process has hung up, so the new one ends. For the reason, whoever wants the upgrade
+    /// does not have to look into its log.
+    fn not_handed_over(&mut self, obstacle: String) -> Option<NewProcess> {
+        self.emit(ProcessEvent::HandoverFailed {
+            error: obstacle.clone(),
+        });
+        self.refuse_upgrade(obstacle);
+        None
     }
 
     /// Hands over to the new process. `false`: the new process has ended, and this one continues as
@@ -91,6 +115,7 @@ impl Supervisor {
             self.service.claim();
             self.service.administration.claim();
             self.service.administration.unfreeze();
+            self.service.administration.orders.not_replaced();
             self.refuse_upgrade(format!("the new process did not take over: {fault}"));
             return false;
         }
