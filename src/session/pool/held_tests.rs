@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::conversations::{parse, query, sync};
+use super::conversations::{bind, execute, parse, query, sync};
 use super::stage::{Stage, direct};
+use crate::session::end::Cause;
 use crate::session::gate::{Gate, Group};
 use crate::session::registry::Phase;
 use crate::session::simulator::short;
@@ -210,4 +211,73 @@ async fn a_client_that_leaves_gives_its_place_back() {
     unpause(&mut stage).await;
     assert!(stage.end.is_some(), "it has ended");
     assert_eq!(gate(&stage).held(), (0, 0));
+}
+
+/// Requests that are longer than what is read of a client that is held.
+fn long_requests() -> Vec<Vec<u8>> {
+    let text = |length: usize| format!("INSERT {}", "x".repeat(length));
+    let one = [parse("", "INSERT"), bind(""), execute()].concat();
+    let named = [parse("a", &text(200_000)), bind("a"), execute()].concat();
+    vec![
+        query(&text(200_000)),
+        query(&text(500_000)),
+        [one.repeat(4000), sync()].concat(),
+        [named, sync()].concat(),
+        [parse("", &text(200_000)), bind(""), execute(), sync()].concat(),
+    ]
+}
+
+/// Behind what is not read yet its end cannot be seen while it is held.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_left_with_a_part_of_its_request_unread_is_not_served() {
+    for said in long_requests() {
+        for (most, sent_before) in [
+            (usize::MAX, said.len()),
+            (usize::MAX, 150_000),
+            (1000, said.len()),
+            (said.len() / 2, 150_000),
+        ] {
+            let at = format!("{} of {}, {most}, {sent_before}", said[0], said.len());
+            let mut stage = paused();
+            stage.client_is_read_by(most);
+            stage.closes_behind = sent_before == said.len();
+            stage.say(&said[..sent_before]).await;
+            stage.pass(Duration::from_secs(1)).await;
+            let is_held = gate(&stage).held().0 == 1;
+            unpause(&mut stage).await;
+            if sent_before < said.len() {
+                assert!(stage.end.is_none(), "{at}");
+                stage.closes_behind = true;
+                stage.say(&said[sent_before..]).await;
+            }
+            stage.pass(Duration::from_secs(1)).await;
+            let (cause, _) = stage.end.take().unwrap_or_else(|| panic!("{at}"));
+            assert_eq!(cause, Cause::ClientGone, "{at}");
+            for server in &stage.servers {
+                let got = &server.model.got;
+                assert!(!got.contains(['Q', 'S']), "{at}: {got}");
+            }
+            assert!(is_held || most < said.len(), "{at}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stays_is_served_whatever_its_pieces() {
+    for said in long_requests() {
+        for most in [1000, 1001, 65_536, usize::MAX] {
+            let at = format!("{} of {}, {most}", said[0], said.len());
+            let mut stage = paused();
+            stage.client_is_read_by(most);
+            stage.say(&said).await;
+            stage.pass(Duration::from_secs(1)).await;
+            unpause(&mut stage).await;
+            stage.pass(Duration::from_secs(1)).await;
+            assert!(stage.heard == direct(&said), "{at}: {}", short(&stage.heard));
+            // From now on it is as any other.
+            stage.say(&query("SELECT 1")).await;
+            assert!(stage.heard.ends_with(&direct(&query("SELECT 1"))), "{at}");
+            stage.assert_given_back(&at);
+        }
+    }
 }

@@ -51,6 +51,7 @@ mod under_way;
 pub mod view;
 pub(in crate::session) mod wait;
 mod waiters;
+mod wary;
 mod work;
 
 #[cfg(test)]

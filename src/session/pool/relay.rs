@@ -14,6 +14,7 @@ use super::metrics::{DiscardReason, TimeLimit};
 use super::session::{Pause, PooledSession};
 use super::statements::Rewriter;
 use super::timers::{Doing, Expired};
+use super::wary::Wary;
 use crate::cluster::Evidence;
 use crate::config::PoolMode;
 use crate::session::end::{Cause, Fate, Order, Reason, SessionTimeout};
@@ -116,12 +117,16 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> TwoWay for PooledSessi
         self.client.look.rest();
         let mut read = ReadBuf::new(buffer);
         match Pin::new(&mut self.client.stream).poll_read(cx, &mut read) {
+            Poll::Pending if self.nothing_follows() => return Turn::Progress,
             Poll::Pending => return Turn::Blocked,
             Poll::Ready(Err(_)) => return Turn::End(Pause::End(self.client_gone())),
             Poll::Ready(Ok(())) => {}
         }
         let data = read.filled();
         if data.is_empty() {
+            if self.wary != Wary::No {
+                return Turn::End(Pause::End(self.client_gone()));
+            }
             self.is_closed = true;
             return Turn::Progress;
         }

@@ -189,12 +189,15 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
 
     /// Passes on what is whole, and keeps the rest.
     fn pass_on(&mut self, cx: &mut Context<'_>, run: &[u8]) -> Turn<Pause> {
+        let Some(most) = self.weigh(run.len()) else {
+            return Turn::End(Pause::End(self.client_gone()));
+        };
         let scratch = self.lease.as_mut().map(|lease| lease.state.scratch.take());
         let mut passed = Passed {
             scratch: scratch.unwrap_or_default(),
             ..Passed::default()
         };
-        let looked = self.pass_messages(run, &mut passed);
+        let looked = self.pass_messages(&run[..most], &mut passed);
         let Passed {
             at,
             copied,
@@ -235,6 +238,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             link.to_server.broken = true;
         }
         lease.state.scratch.put_back(scratch);
+        self.weighed();
         Turn::Progress
     }
 

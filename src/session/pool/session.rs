@@ -28,6 +28,7 @@ use super::pool::Pool;
 use super::state::{BeforeIdle, Confirmed, Doubts, Pins, Question, Reported, Restore, StateOptions};
 use super::statements::{Interner, SessionStatements};
 use super::timers::Timers;
+use super::wary::Wary;
 use crate::backend::ServerStream;
 use crate::cluster::ClusterHandle;
 use crate::config::{PoolMode, Route};
@@ -161,6 +162,8 @@ pub(in crate::session) struct PooledSession<C = ClientStream, S: SessionStream =
     pub(super) tries: u8,
     /// What the client has sent is read although clients are held: it has waited unread.
     pub(super) may_read_once: bool,
+    /// Whether the client was held, and has left perhaps.
+    pub(super) wary: Wary,
     /// A cancel request came for what was not read yet.
     pub(super) cancels_unread: bool,
     /// The server was heard before the client's next request is read.
@@ -266,6 +269,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             block: Block::None,
             tries: 0,
             may_read_once: false,
+            wary: Wary::No,
             cancels_unread: false,
             has_let_speak: false,
             is_closed: false,

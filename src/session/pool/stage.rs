@@ -86,6 +86,8 @@ pub(super) struct Stage {
     /// All that the client has heard.
     pub(super) heard: Vec<u8>,
     pub(super) client_listens: bool,
+    /// The client closes its side with the last byte that it has to send.
+    pub(super) closes_behind: bool,
     pub(super) servers_listen: bool,
     /// Servers that are opened from now on answer nothing.
     pub(super) hangs: bool,
@@ -159,6 +161,7 @@ impl Stage {
             unsent: Vec::new(),
             heard: Vec::new(),
             client_listens: true,
+            closes_behind: false,
             servers_listen: true,
             hangs: false,
             may_send: usize::MAX,
@@ -224,6 +227,10 @@ impl Stage {
         }
         if let Some(client) = &mut self.client {
             moved += write(client, &mut self.unsent, usize::MAX);
+            if self.closes_behind && self.unsent.is_empty() {
+                self.closes_behind = false;
+                let _ = Pin::new(&mut *client).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+            }
             let before = self.heard.len();
             if self.client_listens {
                 read_all(client, &mut self.heard);

@@ -16,6 +16,7 @@ use super::open::OpenError;
 use super::permit::OpenPermit;
 use super::session::{Home, Pause, PooledSession};
 use super::shortage::Shortage;
+use super::wary::Wary;
 use crate::cluster::snapshot::MemberName;
 use crate::config::Access;
 use crate::frontend::RefuseReason;
@@ -192,6 +193,11 @@ impl<S: SessionStream + Send + 'static> Acquisition<S> {
         matches!(self.state, State::Held(_))
     }
 
+    /// The client was held, and was let go.
+    fn was_held(&self) -> bool {
+        self.pass.is_some()
+    }
+
     /// The next thing that happens. Not to be polled after a lease or a refusal. `home` is that of
     /// [`Self::new`].
     pub(super) fn poll(&mut self, home: &Home<S>, cx: &mut Context<'_>) -> Poll<Got<S>> {
@@ -359,6 +365,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         self.totals.waited += begun.elapsed();
         match outcome {
             Ok(lease) => {
+                if acquisition.was_held() {
+                    self.wary = Wary::Yes;
+                }
                 self.is_resumed = true;
                 Ok(self.adopt(lease))
             }
@@ -370,6 +379,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     /// are held is over, or there is no place for it. Reading it then is what it is answered by.
     pub(super) async fn stay_unread(&mut self) -> Result<Option<Pause>, Cause> {
         self.may_read_once = true;
+        self.wary = Wary::Yes;
         let bytes = u64::try_from(self.request.len()).unwrap_or(u64::MAX);
         let Ok(mut place) = self.home.gate.hold(self.home.group(), bytes) else {
             return Ok(None);

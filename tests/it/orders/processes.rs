@@ -1,4 +1,5 @@
-//! Orders that hold clients, and the process that runs them: it is replaced, or stopped.
+//! Orders that hold clients, and the process that runs them: it is replaced, or stopped. And
+//! clients that leave while they are held.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use super::{FakeRest, POOLED, TOKEN, answer, send, session, trunkline};
 use crate::cluster::postgres::{Options as ServerOptions, Postgres};
 use crate::cluster::{Cluster, Options, Router, eventually, fresh_address, secret};
+use crate::hand::Raw;
 use crate::handover::NewProcess;
 
 /// Only the process that was given an order can go on with it.
@@ -105,4 +107,61 @@ fn a_router_that_is_stopped_undoes_a_switchover_or_goes_on_with_it() {
         drop(client);
         assert_eq!(router.await_exit(Duration::from_secs(20)), 0);
     }
+}
+
+/// The end of its connection is behind what the router has not read yet.
+#[test]
+fn a_client_that_leaves_behind_a_long_request_is_not_served() {
+    let server = Postgres::start(&ServerOptions::default());
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        clusters: Some(server.yaml()),
+        address: Some(fresh_address()),
+        http: format!("token_file: {}", secret(dir.path(), "token", TOKEN).display()),
+        extra: POOLED.to_owned(),
+        ..Options::default()
+    };
+    let router = Router::launch(None, options);
+    router.await_read_write();
+    let mut observer = session(&router);
+    for sql in [
+        "CREATE TABLE left_behind (length int)",
+        "INSERT INTO left_behind VALUES (0)",
+    ] {
+        send(&mut observer, sql);
+        assert_eq!(answer(&mut observer), "CZ");
+    }
+    let lengths = [1_000, 70_000, 200_000, 1_000_000];
+    let mut clients: Vec<Raw> = lengths.iter().map(|_| session(&router)).collect();
+    assert!(trunkline(&router, &["pause", "read-write"]).status.success());
+    std::thread::scope(|scope| {
+        let sending: Vec<_> = lengths
+            .iter()
+            .zip(&mut clients)
+            .map(|(length, client)| {
+                scope.spawn(move || {
+                    send(
+                        client,
+                        &format!(
+                            "INSERT INTO left_behind VALUES (length('{}'))",
+                            "x".repeat(*length)
+                        ),
+                    );
+                    client.half_close();
+                })
+            })
+            .collect();
+        // What the kernels take may be less than the longest: its client waits, too.
+        eventually("three have sent everything", Duration::from_secs(20), || {
+            sending.iter().filter(|client| client.is_finished()).count() >= 3
+        });
+        assert!(trunkline(&router, &["unpause", "read-write"]).status.success());
+    });
+    eventually("they are gone", Duration::from_secs(20), || {
+        let (_, sessions) = router.http("/api/v1/sessions").unwrap();
+        sessions.matches("\"phase\":").count() == 1
+    });
+    let counted =
+        observer.value("SELECT string_agg(length::text, ' ') FROM left_behind WHERE length < 1000000");
+    assert_eq!(counted, "0");
 }
