@@ -293,6 +293,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         if self.tries > if is_lost { MOST_LOST } else { 1 } {
             return Err(Cause::ServerGone);
         }
+        if is_lost {
+            self.lost_unnoticed();
+        }
         // Another connection may do.
         Ok(Some(Pause::Wait))
     }

@@ -109,6 +109,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                     let link = &lease.link;
                     link.cluster
                         .evidence(&link.placement.member, Evidence::Terminated);
+                    self.lost_unnoticed();
                     self.discard();
                     return Ok(Some(Pause::Wait));
                 }
@@ -200,6 +201,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             state.settings = before.left;
             self.release();
         } else {
+            if matches!(&exchanged, Err(error) if error.is_loss()) {
+                self.lost_unnoticed();
+            }
             self.discard();
         }
         Ok(None)

@@ -92,9 +92,6 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             }
             _ => plan = Plan::End,
         }
-        if self.home.is_tracked() {
-            self.home.pool.meters.lost(Outcome::of(&plan));
-        }
         if plan == Plan::End {
             let pins = needed(&self.memory);
             return Err(match cause {
@@ -104,6 +101,7 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         }
         let reason = End::from(cause).to_string();
         let outcome = Outcome::of(&plan);
+        self.home.pool.meters.lost(outcome);
         let (session, member) = (self.client.ticket.entry().id, lease.member());
         if outcome == Outcome::Unknown {
             self.home.pool.outcome_unknown(session, member, &reason);
@@ -119,6 +117,24 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
         self.let_go();
         self.carry_out(plan, begin, &reason);
         Ok(None)
+    }
+
+    /// A connection was lost in an exchange of the router's own, and the session goes on.
+    pub(super) fn lost_unnoticed(&self) {
+        self.home.pool.meters.lost(Outcome::Nothing);
+    }
+
+    /// The session is over: perhaps because it has lost its connection, or had to leave it.
+    pub(super) fn note_end(&self, cause: &Cause) {
+        let is_lost = match cause {
+            Cause::ServerGone | Cause::PinnedServerGone { .. } => true,
+            Cause::ServerFatal { code } => lost::is_about_connection(*code),
+            Cause::Ordered(reason) => reason.is_about_server(),
+            _ => false,
+        };
+        if is_lost && self.home.is_tracked() {
+            self.home.pool.meters.lost(Outcome::Ended);
+        }
     }
 
     /// As the session's turns, but to the client only: bounded, as the server may go on for ever.

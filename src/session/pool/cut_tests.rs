@@ -543,8 +543,60 @@ async fn every_loss_is_counted_by_what_it_meant() {
         (vec![begin], "nothing"),
     ] {
         let (_, stage) = heard_behind(&said, &[]).await;
-        let line = format!("pool_lost_total{{route=\"rw\",outcome=\"{outcome}\"}} 1");
-        let metrics = stage.scene.exposition();
-        assert!(metrics.contains(&line), "{line}\n{metrics}");
+        assert_counted(&stage, outcome);
     }
+    // The connection that would have been given the session's settings.
+    let mut stage = Stage::with("", &[("a", b"1")]);
+    stage.troubles = vec![Trouble::Dies];
+    stage.say(&query("echo a")).await;
+    assert_eq!(stage.heard, direct(&query("echo a")));
+    assert_counted(&stage, "nothing");
+}
+
+/// One loss, and this is what it meant.
+fn assert_counted(stage: &Stage, outcome: &str) {
+    let metrics = stage.scene.exposition();
+    let counted = metrics.lines().filter(|line| line.contains("pool_lost_total{"));
+    let counted: Vec<&str> = counted.filter(|line| !line.ends_with(" 0")).collect();
+    let end = format!("pool_lost_total{{route=\"rw\",outcome=\"{outcome}\"}} 1");
+    assert!(
+        counted.len() == 1 && counted[0].ends_with(&end),
+        "{end}: {counted:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_with_its_connection_is_counted() {
+    for (last_word, is_about_connection) in [
+        (fatal("57P01", "the end"), true),
+        (Vec::new(), true),
+        // Its own fault.
+        (fatal("25P03", "the end"), false),
+    ] {
+        let mut stage = Stage::new("");
+        // Nobody knows what it has.
+        stage.troubles = vec![Trouble::Fails("a"); 2];
+        stage.say(&query("SET a")).await;
+        stage.server_says(&last_word).await;
+        stage.servers_die().await;
+        assert!(stage.end.is_some());
+        let is_counted = stage
+            .scene
+            .exposition()
+            .contains("pool_lost_total{route=\"rw\",outcome=\"ended\"} 1");
+        assert_eq!(is_counted, is_about_connection, "{last_word:?}");
+    }
+    // The server that is asked what the session has.
+    let mut stage = Stage::new("");
+    stage.troubles = vec![Trouble::Dies];
+    stage.say(&query("SET a")).await;
+    assert!(stage.end.is_some());
+    assert_counted(&stage, "ended");
+    // It must be left.
+    let mut stage = Stage::new("");
+    stage.troubles = vec![Trouble::Fails("a"); 2];
+    stage.say(&query("SET a")).await;
+    lose(&mut stage, Way::Ordered).await;
+    assert!(stage.end.is_some());
+    assert_counted(&stage, "ended");
 }

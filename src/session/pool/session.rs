@@ -285,11 +285,11 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
     /// holds it once.
     pub(in crate::session) async fn run(&mut self) -> Cause {
         let mut pause = self.first.take();
-        loop {
+        let cause = 'session: loop {
             while let Some(this) = pause {
                 // Boxed: an idle session must not hold the memory of a wait.
                 let next = match this {
-                    Pause::End(cause) => return Box::pin(self.heard_out(cause)).await,
+                    Pause::End(cause) => break 'session Box::pin(self.heard_out(cause)).await,
                     Pause::Wait => Box::pin(self.wait()).await,
                     Pause::Unread => Box::pin(self.stay_unread()).await,
                     Pause::Restore(restore) => {
@@ -315,11 +315,13 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
                 };
                 pause = match next {
                     Ok(pause) => pause,
-                    Err(cause) => return cause,
+                    Err(cause) => break 'session cause,
                 };
             }
             pause = Some(std::future::poll_fn(|cx| turns::poll(self, cx)).await);
-        }
+        };
+        self.note_end(&cause);
+        cause
     }
 
     /// A session is cut with a request under way: what the server has said meanwhile may be the
