@@ -199,6 +199,9 @@ impl<C: SessionStream, S: SessionStream + Send + 'static> PooledSession<C, S> {
             match reply {
                 Reply::Error(why) => self.home.gate.counts().error(&mut out, &why.reply(Some(reason))),
                 Reply::RolledBack => message::command_complete(&mut out, "ROLLBACK"),
+                Reply::Parsed => out.extend_from_slice(b"1\0\0\0\x04"),
+                Reply::Bound => out.extend_from_slice(b"2\0\0\0\x04"),
+                Reply::NoRows => out.extend_from_slice(b"n\0\0\0\x04"),
                 Reply::Ready(status) => message::ready_for_query(&mut out, status),
             }
         }

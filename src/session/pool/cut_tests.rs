@@ -1,7 +1,7 @@
 //! Sessions that lose their server connection, at every message and every byte: what their clients
 //! hear, and that no server gets anything twice.
 
-use super::conversations::{bind, conversations, execute, flush, parse, query, sync};
+use super::conversations::{bind, conversations, execute, flush, parse, portal, query, sync};
 use super::exchange::MOST_LOST;
 use super::model_server::{ModelServer, Trouble, fatal};
 use super::stage::{Stage, direct};
@@ -334,6 +334,25 @@ fn rolled_back() -> Vec<Row> {
             vec![begin.clone(), query("bad"), echo.clone()],
             vec![rollback.clone()],
             "25P02 ZE C ZI",
+        ),
+        (
+            vec![begin.clone(), batch("ROLLBACK")],
+            vec![echo.clone()],
+            "1 2 C ZI T D C ZI",
+        ),
+        (
+            vec![begin.clone(), query("bad"), batch("COMMIT")],
+            vec![echo.clone()],
+            "1 2 C ZI T D C ZI",
+        ),
+        (
+            vec![
+                [parse("r", "ROLLBACK"), sync()].concat(),
+                begin.clone(),
+                [bind("r"), portal(), execute(), sync()].concat(),
+            ],
+            vec![echo.clone()],
+            "2 n C ZI T D C ZI",
         ),
         // An open block, and nothing under way.
         (

@@ -10,9 +10,9 @@
 //! protocol is ambiguous.
 
 use super::aborted::Block;
-use super::under_way::UnderWay;
+use super::under_way::{Step, UnderWay};
 use crate::labels::labels;
-use crate::wire::pending::{OwedKind, PendingReplies, TransactionStatus};
+use crate::wire::pending::{Owed, OwedKind, PendingReplies, TransactionStatus};
 use crate::wire::sqlstate::SqlState;
 
 /// Requests that are answered one by one. A client with more on their way gets one FATAL.
@@ -63,6 +63,9 @@ pub(super) enum Reply {
     Error(Why),
     /// The tag `ROLLBACK`.
     RolledBack,
+    Parsed,
+    Bound,
+    NoRows,
     /// `Z` with this status.
     Ready(u8),
 }
@@ -186,9 +189,14 @@ impl Writing {
     }
 
     fn answers(mut self, pending: &PendingReplies, way: &UnderWay) -> Answers {
-        let mut all = pending.owed().peekable();
+        let all: Vec<Owed> = pending.owed().collect();
         let mut is_first = true;
-        while let Some(owed) = all.next() {
+        for (place, owed) in all.iter().enumerate() {
+            let has_error = is_first && self.has_failed;
+            if !(self.skips || has_error) && self.batch_rolled_back(&all[place..], way) {
+                break;
+            }
+            let is_last = place + 1 == all.len();
             match owed.kind {
                 OwedKind::Extended => {
                     if !std::mem::replace(&mut self.skips, true) {
@@ -200,7 +208,7 @@ impl Writing {
                 OwedKind::Query | OwedKind::FunctionCall => {
                     for left in (0..owed.count).rev() {
                         let has_error = is_first && self.has_failed;
-                        if left == 0 && all.peek().is_none() && way.rolls_back() && !has_error {
+                        if left == 0 && is_last && way.rolls_back() && !has_error {
                             self.rolled_back(is_first && pending.has_started());
                             break;
                         }
@@ -243,6 +251,37 @@ impl Writing {
                 Why::RolledBack => true,
                 Why::NotExecuted | Why::Aborted => false,
             }
+    }
+
+    /// What is left is a batch that is a ROLLBACK, or the end of one: it is answered as by a
+    /// server.
+    fn batch_rolled_back(&mut self, left: &[Owed], way: &UnderWay) -> bool {
+        let Some((
+            Owed {
+                kind: OwedKind::Sync,
+                count: 1,
+            },
+            messages,
+        )) = left.split_last()
+        else {
+            return false;
+        };
+        if messages.iter().any(|owed| owed.kind != OwedKind::Extended) {
+            return false;
+        }
+        let owed = messages.iter().map(|owed| owed.count).sum();
+        let Some(steps) = way.rolls_back_in_batch(owed) else {
+            return false;
+        };
+        self.replies.extend(steps.map(|step| match step {
+            Step::Parse => Reply::Parsed,
+            Step::Bind => Reply::Bound,
+            Step::Describe => Reply::NoRows,
+            Step::Execute => Reply::RolledBack,
+        }));
+        self.replies.push(Reply::Ready(b'I'));
+        self.block = Block::None;
+        true
     }
 
     /// The last request is a ROLLBACK, which is done in any case.

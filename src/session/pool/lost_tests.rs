@@ -23,8 +23,8 @@ fn server_message(letter: char) -> &'static [u8] {
 }
 
 /// Requests and answers up to the loss. `q:TEXT` is a Query; `p:TEXT`, `b` and `e` are Parse, Bind
-/// and Execute of the unnamed statement; other single letters are messages of the client. What the
-/// server says begins with `<`.
+/// and Execute of the unnamed statement; `d` is a Describe of the portal; other single letters are
+/// messages of the client. What the server says begins with `<`.
 fn lost(status: TransactionStatus, steps: &str) -> String {
     let (mut pending, mut way) = (PendingReplies::new(status), UnderWay::default());
     for step in steps.split(' ').filter(|step| !step.is_empty()) {
@@ -47,6 +47,7 @@ fn lost(status: TransactionStatus, steps: &str) -> String {
             "p" => b'P',
             "b" => b'B',
             "e" => b'E',
+            "d" => b'D',
             other => other.as_bytes()[0],
         };
         let _ = pending.client(tag).expect("there is room");
@@ -57,6 +58,7 @@ fn lost(status: TransactionStatus, steps: &str) -> String {
             b'E' => way.execute(true),
             b'S' => way.sync(),
             b'F' => way.function_call(),
+            b'D' if kind == "d" => way.describe_portal(),
             b'D' => way.others(),
             _ => {}
         }
@@ -64,8 +66,9 @@ fn lost(status: TransactionStatus, steps: &str) -> String {
     shown(&decide(&pending, &way))
 }
 
-/// Errors: `?` unknown, `r` rolled back, `n` not executed, `a` aborted. `R` the tag ROLLBACK, `I`
-/// and `X` `ReadyForQuery`, `~` up to a Sync what follows is dropped, `!` in a failed transaction.
+/// Errors: `?` unknown, `r` rolled back, `n` not executed, `a` aborted. `1`, `2` and `d` are the
+/// answers to Parse, Bind and Describe, `R` the tag ROLLBACK, `I` and `X` `ReadyForQuery`, `~` up
+/// to a Sync what follows is dropped, `!` in a failed transaction.
 fn shown(plan: &Plan) -> String {
     let Answers {
         replies,
@@ -90,6 +93,9 @@ fn shown(plan: &Plan) -> String {
             Reply::Error(Why::NotExecuted) => 'n',
             Reply::Error(Why::Aborted) => 'a',
             Reply::RolledBack => 'R',
+            Reply::Parsed => '1',
+            Reply::Bound => '2',
+            Reply::NoRows => 'd',
             Reply::Ready(b'I') => 'I',
             Reply::Ready(_) => 'X',
         })
@@ -209,6 +215,34 @@ fn a_rollback_is_done_in_any_case() {
         (Failed, "q:COMMIT", "RI"),
         (InTransaction, "q:ROLLBACK q:INSERT", "?I?I"),
         (InTransaction, "q:ROLLBACK q:BEGIN", "rXaX!"),
+    ]);
+}
+
+#[test]
+fn a_batch_that_is_a_rollback_is_answered_as_by_a_server() {
+    check(&[
+        (InTransaction, "p:ROLLBACK b e S", "12RI"),
+        (InTransaction, "p:ROLLBACK b d e S", "12dRI"),
+        (InTransaction, "p:ROLLBACK b d e S <12", "dRI"),
+        (InTransaction, "p:ROLLBACK b e S <12C", "I"),
+        (InTransaction, "q:INSERT p:ABORT b e S", "rX12RI"),
+        (InTransaction, "p:INSERT b e S p:ROLLBACK b e S", "rX12RI"),
+        (InTransaction, "p:INSERT b e S <E p:ROLLBACK b e S", "X12RI"),
+        (InTransaction, "F p:ROLLBACK b e S", "rXaX!"),
+        (Failed, "p:ROLLBACK b e S", "12RI"),
+        (Failed, "p:COMMIT b e S", "12RI"),
+        (Idle, "q:BEGIN p:ROLLBACK b e S", "rX12RI"),
+        // It is not alone, or not whole, or something follows.
+        (InTransaction, "p:COMMIT b e S", "?I"),
+        (InTransaction, "p:INSERT b e p:ROLLBACK b e S", "rX!"),
+        (InTransaction, "p:ROLLBACK b e", "r~!"),
+        (InTransaction, "p:ROLLBACK D b e S", "rX!"),
+        (InTransaction, "p:ROLLBACK b S", "rX!"),
+        (InTransaction, "p:ROLLBACK b e S <E", "X!"),
+        (InTransaction, "p:ROLLBACK b e S S", "rXX!"),
+        (InTransaction, "p:ROLLBACK b e S q:INSERT", "?I?I"),
+        (InTransaction, "p:ROLLBACK b e S p:BEGIN b e S", "rXaX!"),
+        (Idle, "p:ROLLBACK b e S", "?I"),
     ]);
 }
 

@@ -38,6 +38,58 @@ enum LongText {
     Parse,
 }
 
+/// How far a batch has come that is a ROLLBACK and nothing else: Parse of the unnamed statement if
+/// it is not prepared yet, Bind and, if wanted, Describe of the unnamed portal, Execute, Sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
+    #[default]
+    Empty,
+    Parsed,
+    Bound,
+    Described,
+    Executed,
+    Ended,
+    /// It is something else.
+    Odd,
+}
+
+/// A message of such a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Parse,
+    Bind,
+    Describe,
+    Execute,
+}
+
+/// See [`Stage`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Batch {
+    stage: Stage,
+    is_parsed: bool,
+    is_described: bool,
+}
+
+impl Batch {
+    fn goes_on(&mut self, next: Stage) {
+        self.stage = match (self.stage, next) {
+            (Stage::Empty | Stage::Ended, Stage::Parsed | Stage::Bound) => {
+                *self = Self::default();
+                next
+            }
+            (Stage::Parsed, Stage::Bound)
+            | (Stage::Bound, Stage::Described)
+            | (Stage::Bound | Stage::Described, Stage::Executed)
+            | (Stage::Executed, Stage::Ended) => next,
+            // A batch of its own follows.
+            (_, Stage::Ended) => Stage::Empty,
+            _ => Stage::Odd,
+        };
+        self.is_parsed |= self.stage == Stage::Parsed;
+        self.is_described |= self.stage == Stage::Described;
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct UnderWay {
@@ -55,6 +107,8 @@ pub(super) struct UnderWay {
     /// A named portal may end a transaction.
     has_odd_portal: bool,
     long: Option<LongText>,
+    /// The last batch.
+    batch: Batch,
 }
 
 impl UnderWay {
@@ -112,6 +166,7 @@ impl UnderWay {
             b'E' => self.execute(is_unnamed),
             b'S' => self.sync(),
             b'F' => self.function_call(),
+            b'D' if body == b"P\0" => self.describe_portal(),
             b'P' | b'D' | b'C' => self.others(),
             _ => {}
         }
@@ -127,6 +182,10 @@ impl UnderWay {
             (true, Place::Outside, Command::Begin) => Requests::Begin,
             _ => Requests::Others,
         };
+        self.batch.stage = match self.batch.stage {
+            Stage::Empty | Stage::Ended => Stage::Empty,
+            _ => Stage::Odd,
+        };
         self.portal = Command::Unknown;
     }
 
@@ -139,7 +198,7 @@ impl UnderWay {
     /// The Parse of an unnamed statement is forwarded.
     pub(super) fn parse_unnamed(&mut self, command: Command) {
         self.unnamed = Some(command);
-        self.others();
+        self.extended(Stage::Parsed);
     }
 
     /// More of a long message is forwarded.
@@ -170,7 +229,16 @@ impl UnderWay {
             self.has_odd_portal |= command != Command::Other;
         }
         self.is_bound = true;
-        self.others();
+        self.extended(if is_unnamed_portal {
+            Stage::Bound
+        } else {
+            Stage::Odd
+        });
+    }
+
+    /// A Describe of the unnamed portal is forwarded.
+    pub(super) fn describe_portal(&mut self) {
+        self.extended(Stage::Described);
     }
 
     /// An Execute is forwarded.
@@ -181,20 +249,27 @@ impl UnderWay {
             (false, true) => Command::Unknown,
         };
         self.is_bound = true;
+        let place = self.place;
         self.run(command);
-        self.others();
+        let rolls_back = is_unnamed_portal && place != Place::Outside && self.place == Place::Outside;
+        self.extended(if rolls_back { Stage::Executed } else { Stage::Odd });
     }
 
     /// A Sync is forwarded.
     pub(super) fn sync(&mut self) {
         self.unnamed = None;
-        self.others();
+        self.extended(Stage::Ended);
     }
 
     /// Another message of the extended protocol is forwarded.
     pub(super) fn others(&mut self) {
+        self.extended(Stage::Odd);
+    }
+
+    fn extended(&mut self, stage: Stage) {
         self.requests = Requests::Others;
         self.rolls_back = false;
+        self.batch.goes_on(stage);
     }
 
     fn run(&mut self, command: Command) {
@@ -239,6 +314,26 @@ impl UnderWay {
     /// The last request is a Query that rolls the open block back, and nothing else.
     pub(super) fn rolls_back(&self) -> bool {
         self.rolls_back && !self.is_unknown
+    }
+
+    /// The last request is a batch that rolls the open block back, and nothing else: the answers to
+    /// its messages without the Sync, of which the last `owed` are owed.
+    pub(super) fn rolls_back_in_batch(&self, owed: usize) -> Option<impl Iterator<Item = Step>> {
+        let Batch {
+            stage,
+            is_parsed,
+            is_described,
+        } = self.batch;
+        let steps = [
+            is_parsed.then_some(Step::Parse),
+            Some(Step::Bind),
+            is_described.then_some(Step::Describe),
+            Some(Step::Execute),
+        ];
+        let count = steps.iter().flatten().count();
+        let done = count.checked_sub(owed)?;
+        let is_one = stage == Stage::Ended && !self.is_unknown;
+        is_one.then(|| steps.into_iter().flatten().skip(done))
     }
 
     /// One Query with BEGIN is all there is.
