@@ -5,17 +5,22 @@
 //! ([`request`]), because pgwire's own decoders panic on a truncated message, read past the end of
 //! a frame and allocate as much as a client asks for.
 //!
-//! Refuses: transactions (nothing here could be rolled back), parameters, several commands in one
-//! query.
+//! Refuses: transactions (nothing here could be rolled back) and several commands in one query.
 
+mod catalog;
 mod command;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod handler;
 mod orders;
 mod request;
+mod statement;
 #[cfg(test)]
 mod tests;
+mod transfer;
+mod views;
+#[cfg(test)]
+mod views_tests;
 
 use std::fmt;
 use std::io;
@@ -31,18 +36,19 @@ use pgwire::tokio::server::{PgWireMessageServerCodec, process_error, process_mes
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::codec::Framed;
 
-use super::handles::AccessView;
+use super::handles::Handles;
+use super::sql::Session;
 use super::write_timeout::WriteTimeout;
 use crate::frontend::ClientStream;
 use crate::session::console::{ConsoleClient, ConsoleEnd};
 use crate::session::end::{Cause, Reason};
 use crate::wire::frame::{self, Frame};
 use crate::wire::message;
-use command::Statement;
 use handler::Handler;
 pub use orders::ConsoleOrders;
 use orders::SessionOrders;
 use request::{Change, ConsoleRequest, Names};
+use statement::Statement;
 
 /// For an answer that makes no progress because the client does not read it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,8 +77,10 @@ type Wire = Framed<Io, PgWireMessageServerCodec<Statement>>;
 
 /// Answers commands. One for all sessions.
 pub struct Console {
-    access: AccessView,
+    handles: Handles,
     orders: ConsoleOrders,
+    /// As clients ask for it.
+    database: String,
 }
 
 impl fmt::Debug for Console {
@@ -82,8 +90,13 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    pub fn new(access: AccessView, orders: ConsoleOrders) -> Self {
-        Self { access, orders }
+    /// `database`: the name under which clients ask for it.
+    pub fn new(handles: Handles, orders: ConsoleOrders, database: String) -> Self {
+        Self {
+            handles,
+            orders,
+            database,
+        }
     }
 }
 
@@ -95,7 +108,12 @@ impl crate::session::console::Console for Console {
             by: client.by.clone(),
             closing: client.closing.clone(),
         };
-        let handler = Handler::new(self.access.clone(), orders);
+        let session = Session {
+            user: client.user.clone(),
+            database: self.database.clone(),
+            version: format!("PostgreSQL {}", SETTINGS[0].1),
+        };
+        let handler = Handler::new(self.handles.clone(), orders, session);
         Box::pin(Conversation::begin(Arc::new(handler), client))
     }
 }

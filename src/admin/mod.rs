@@ -11,6 +11,7 @@ mod agent;
 mod console;
 mod exposition;
 pub mod fit_metric;
+mod gather;
 mod handles;
 mod holding;
 mod http;
@@ -19,6 +20,8 @@ pub mod log;
 mod member_checks;
 pub mod metrics;
 mod operations;
+mod relation;
+mod sql;
 mod views;
 mod write_timeout;
 

@@ -20,7 +20,6 @@ use tokio_util::task::TaskTracker;
 use super::administration::Administration;
 use super::files::FileReader;
 use super::listeners::{Listeners, WantedListener};
-use super::start::access_view;
 use super::state_file::MemberOverrides;
 use super::supervisor::READ_LIMIT;
 use super::{lag_limits, limits};
@@ -341,9 +340,7 @@ impl Service {
         shared.quota.resize(&new.limits);
         shared.login_throttle.replace_limit(new.auth.rate_limit.clone());
         shared.login_timeout.store(Arc::new(new.auth.login_timeout));
-        shared
-            .console
-            .store(console_access(new, &shared.auth_policy, &self.handles));
+        shared.console.store(console_access(new, &self.handles));
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
         // Issued keys are sealed with the secret from the start.
         let secret = started.peers.as_ref().map(|peers| peers.secret.clone());
@@ -413,12 +410,9 @@ fn is_led(handle: &ClusterHandle) -> bool {
 }
 
 /// `None` if no console is configured.
-pub(super) fn console_access(
-    config: &Config,
-    access: &Arc<ArcSwap<AuthPolicy>>,
-    handles: &Handles,
-) -> Option<Arc<ConsoleAccess>> {
+pub(super) fn console_access(config: &Config, handles: &Handles) -> Option<Arc<ConsoleAccess>> {
     config.console.clone().map(|console| {
+        let database = console.database.to_string();
         let routes = config.routes.values();
         let orders = ConsoleOrders {
             holding: Arc::clone(&handles.holding),
@@ -430,7 +424,7 @@ pub(super) fn console_access(
                 .collect(),
             events: handles.events.clone(),
         };
-        let answers = admin::Console::new(access_view(access), orders);
+        let answers = admin::Console::new(handles.clone(), orders, database);
         Arc::new(ConsoleAccess::new(console, Arc::new(answers)))
     })
 }

@@ -217,7 +217,7 @@ impl Sockets {
             metrics: admin_metrics,
             events: self.events,
         };
-        let console = service::console_access(&self.config, &parts.shared.auth_policy, &handles);
+        let console = service::console_access(&self.config, &handles);
         parts.shared.console.store(console);
         let http = &self.config.http;
         let admin = admin::prepare(
@@ -561,7 +561,7 @@ fn share(
 }
 
 /// A view of the rules that are in service at the time of a request.
-pub(super) fn access_view(access: &Arc<ArcSwap<AuthPolicy>>) -> AccessView {
+fn access_view(access: &Arc<ArcSwap<AuthPolicy>>) -> AccessView {
     let (rules, maps) = (Arc::clone(access), Arc::clone(access));
     AccessView {
         hba: Arc::new(move || rules.load().rules.rows()),

@@ -1,6 +1,7 @@
 // pgjdbc with the console. The tests run it with the driver on the class path and HOST and CA in the environment.
 import java.sql.Connection;
 import java.sql.DriverManager;
+import java.sql.PreparedStatement;
 import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.sql.Statement;
@@ -35,12 +36,21 @@ public class Console {
                     }
                 }
                 try {
-                    statement.executeQuery("SELECT 1");
+                    statement.executeQuery("LISTEN changes");
                     throw new AssertionError("no error");
                 } catch (SQLException error) {
                     check(error.getSQLState().equals("0A000"), error.getMessage());
                 }
                 check(statement.executeQuery("SHOW VERSION").next(), "the session goes on");
+                String query = "SELECT member, port FROM members WHERE port > ? AND member = ? AND status <> 'x'";
+                try (PreparedStatement members = connection.prepareStatement(query)) {
+                    for (int i = 0; i < 10; i++) {
+                        members.setInt(1, 1);
+                        members.setString(2, "one");
+                        ResultSet rows = members.executeQuery();
+                        check(rows.next() && rows.getInt("port") == 5432 && !rows.next(), mode);
+                    }
+                }
             }
         }
         System.out.println("done");

@@ -18,8 +18,9 @@ for _ in range(3):
 with connection.pipeline():
     cursors = [connection.execute("SHOW VERSION") for _ in range(20)]
     assert all(cursor.fetchone()[0].startswith("Trunkline") for cursor in cursors)
+assert connection.execute("SELECT %s + 1", (1,)).fetchone() == (2,)
 try:
-    connection.execute("SELECT %s", (1,))
+    connection.execute("LISTEN changes")
     raise AssertionError("no error")
 except psycopg.errors.FeatureNotSupported as error:
     assert "SHOW HELP lists the commands" in error.diag.message_hint

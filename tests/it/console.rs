@@ -72,7 +72,7 @@ fn psql_is_answered_though_no_server_is_there() {
         let told = told(
             psql,
             &dsn,
-            &["SHOW VERSION", "TABLE t", "show help;", "show ident"],
+            &["SHOW VERSION", "LISTEN t", "show help;", "show ident"],
         );
         let lines: Vec<&str> = told.lines().collect();
         assert_eq!(lines[0], version, "{told}");
@@ -81,7 +81,10 @@ fn psql_is_answered_though_no_server_is_there() {
             told.contains("ERROR:  0A000: the console does not know this command"),
             "{told}"
         );
-        assert!(told.contains("HINT:  SHOW HELP lists the commands."), "{told}");
+        assert!(
+            told.contains("HINT:  SHOW HELP lists the commands, \\d the views."),
+            "{told}"
+        );
     }
     // As psql's users see the one built-in rule, with a heading.
     let mut psql = Command::new("psql");
@@ -320,7 +323,9 @@ async fn tokio_postgres_in_the_binary_format() {
     let rows = client.query("SHOW HBA", &[]).await.unwrap();
     let row: (i32, Option<String>, Vec<String>) = (rows[0].get(0), rows[0].get(1), rows[0].get("database"));
     assert_eq!(row, (1, None, ["all", "replication"].map(str::to_owned).into()));
-    let error = client.query("SELECT $1::int", &[&1]).await.unwrap_err();
+    let row = client.query_one("SELECT $1::int + 1", &[&1]).await.unwrap();
+    assert_eq!(row.get::<_, i32>(0), 2);
+    let error = client.query("LISTEN changes", &[]).await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "0A000");
     assert!(
         client.query_one("SHOW VERSION", &[]).await.is_ok(),

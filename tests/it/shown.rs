@@ -1,8 +1,8 @@
 //! Runs what a document shows, and compares what comes of it.
 //!
-//! Blocks marked `sh` and `console` are run in order, in one shell. In a `console` block a line that
-//! begins with `$ ` is a command and what follows is its output; `…` is for whatever stands there,
-//! alone on a line for any lines. A comment on the line before a block says what else holds:
+//! Blocks marked `sh` and `console` are run in order, in one shell. In a `console` block a line
+//! that begins with `$ ` is a command and what follows is its output; `…` is for whatever stands
+//! there, alone on a line for any lines. A comment on the line before a block says what else holds:
 //!
 //! - `<!-- not run: why -->`: no test runs it.
 //! - `<!-- run by NAME -->`: this test runs such a command where it can, at another place.

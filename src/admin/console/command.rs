@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::super::handles::AccessView;
+use super::super::relation::{Column, Kind, Row, Value};
 use super::orders::Order;
-use crate::auth::hba::rows::HbaRow;
-use crate::auth::ident::IdentRow;
+use super::statement::Statement;
+use super::views;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -25,7 +25,9 @@ pub(super) struct Command {
 
 #[derive(Debug)]
 pub(super) enum Effect {
-    Rows(&'static [Column], fn(&AccessView) -> Vec<Row>),
+    Rows(&'static [Column], fn() -> Vec<Row>),
+    /// All of the view of this name.
+    View(&'static str),
     /// Accepted because drivers send it on their own, and nothing here depends on it.
     Nothing {
         tag: &'static str,
@@ -39,44 +41,24 @@ pub(super) enum Effect {
     },
 }
 
-/// A command that a client has sent.
-#[derive(Debug, Clone)]
-pub(super) struct Statement {
-    pub(super) command: &'static Command,
-    /// What stands for `<name>`.
-    pub(super) name: Option<String>,
-}
-
-/// A column's name and type.
-pub(super) type Column = (&'static str, CommandKind);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CommandKind {
-    Int,
-    Text,
-    TextArray,
-}
-
-/// As many cells as columns, of their types.
-pub(super) type Row = Vec<Cell>;
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Cell {
-    Int(Option<u32>),
-    Text(Option<String>),
-    TextArray(Option<Vec<String>>),
-}
-
 const fn rows(
     text: &'static str,
     about: &'static str,
     columns: &'static [Column],
-    rows: fn(&AccessView) -> Vec<Row>,
+    rows: fn() -> Vec<Row>,
 ) -> Command {
     Command {
         text,
         about,
         effect: Effect::Rows(columns, rows),
+    }
+}
+
+const fn view(text: &'static str, about: &'static str, view: &'static str) -> Command {
+    Command {
+        text,
+        about,
+        effect: Effect::View(view),
     }
 }
 
@@ -101,18 +83,15 @@ const fn order(text: &'static str, about: &'static str, order: Order, tag: &'sta
     }
 }
 
-pub(super) static COMMANDS: [Command; 18] = [
+pub(super) static COMMANDS: [Command; 16] = [
     rows("SHOW HELP", "The commands of the console", HELP, help),
     rows("SHOW VERSION", "The version of the router", VERSION, version),
-    rows("SHOW HBA", "The rules that decide on logins, in order", HBA, hba),
-    rows("SHOW IDENT", "The user name maps", IDENT, ident),
-    rows("SELECT * FROM pg_hba_file_rules", "As SHOW HBA", HBA, hba),
-    rows(
-        "SELECT * FROM pg_ident_file_mappings",
-        "As SHOW IDENT",
-        IDENT,
-        ident,
+    view(
+        "SHOW HBA",
+        "The rules that decide on logins, in order",
+        "pg_hba_file_rules",
     ),
+    view("SHOW IDENT", "The user name maps", "pg_ident_file_mappings"),
     order(
         "PAUSE",
         "The clients of all pooled and tracked routes wait",
@@ -177,89 +156,50 @@ pub(super) static COMMANDS: [Command; 18] = [
     nothing("SET extra_float_digits …", "SET"),
 ];
 
-const HELP: &[Column] = &[("command", CommandKind::Text), ("description", CommandKind::Text)];
-const EXPLAIN: &[Column] = &[("plan", CommandKind::Text)];
+const fn column(name: &'static str, kind: Kind, about: &'static str) -> Column {
+    Column { name, kind, about }
+}
+
+const HELP: &[Column] = &[
+    column("command", Kind::Text, "As it is typed"),
+    column("description", Kind::Text, "What it does"),
+];
+const EXPLAIN: &[Column] = &[column("plan", Kind::Text, "What would be done, line by line")];
 const SWITCHOVER: &[Column] = &[
-    ("cluster", CommandKind::Text),
-    ("leader", CommandKind::Text),
-    ("candidate", CommandKind::Text),
-    ("state", CommandKind::Text),
-    ("steps", CommandKind::TextArray),
+    column("cluster", Kind::Text, "The cluster"),
+    column("leader", Kind::Text, "Who led"),
+    column("candidate", Kind::Text, "Who is to lead"),
+    column("state", Kind::Text, "prepared, committed, done or failed"),
+    column("steps", Kind::TextArray, "What has happened"),
 ];
-const VERSION: &[Column] = &[("version", CommandKind::Text)];
+const VERSION: &[Column] = &[column("version", Kind::Text, "Of the router")];
 
-/// Those of the view of PostgreSQL 16 and later.
-const HBA: &[Column] = &[
-    ("rule_number", CommandKind::Int),
-    ("file_name", CommandKind::Text),
-    ("line_number", CommandKind::Int),
-    ("type", CommandKind::Text),
-    ("database", CommandKind::TextArray),
-    ("user_name", CommandKind::TextArray),
-    ("address", CommandKind::Text),
-    ("netmask", CommandKind::Text),
-    ("auth_method", CommandKind::Text),
-    ("options", CommandKind::TextArray),
-    ("error", CommandKind::Text),
-];
-
-/// Those of the view of PostgreSQL 16 and later.
-const IDENT: &[Column] = &[
-    ("map_number", CommandKind::Int),
-    ("file_name", CommandKind::Text),
-    ("line_number", CommandKind::Int),
-    ("map_name", CommandKind::Text),
-    ("sys_name", CommandKind::Text),
-    ("pg_username", CommandKind::Text),
-    ("error", CommandKind::Text),
-];
-
-fn help(_: &AccessView) -> Vec<Row> {
-    let row = |command: &Command| {
-        [command.text, command.about]
-            .map(|text| Cell::Text(Some(text.to_owned())))
-            .into()
-    };
-    COMMANDS.iter().map(row).collect()
+fn help() -> Vec<Row> {
+    let row = |text: String, about: &str| vec![Value::Text(text), Value::text(about)];
+    let commands = COMMANDS
+        .iter()
+        .map(|command| row(command.text.to_owned(), command.about));
+    let views = views::VIEWS
+        .iter()
+        .map(|view| row(format!("SELECT … FROM {}", view.name), view.about));
+    commands.chain(views).collect()
 }
 
-fn version(_: &AccessView) -> Vec<Row> {
+fn version() -> Vec<Row> {
     let version = concat!("Trunkline ", env!("CARGO_PKG_VERSION"));
-    vec![vec![Cell::Text(Some(version.to_owned()))]]
+    vec![vec![Value::text(version)]]
 }
 
-fn hba(access: &AccessView) -> Vec<Row> {
-    let row = |row: HbaRow| {
-        vec![
-            Cell::Int(row.rule_number),
-            Cell::Text(row.file_name),
-            Cell::Int(row.line_number),
-            Cell::Text(row.connection.map(str::to_owned)),
-            Cell::TextArray(row.database),
-            Cell::TextArray(row.user_name),
-            Cell::Text(row.address),
-            Cell::Text(row.netmask),
-            Cell::Text(row.auth_method.map(str::to_owned)),
-            Cell::TextArray(row.options),
-            Cell::Text(row.error),
-        ]
-    };
-    (access.hba)().into_iter().map(row).collect()
-}
-
-fn ident(access: &AccessView) -> Vec<Row> {
-    let row = |row: IdentRow| {
-        vec![
-            Cell::Int(row.map_number),
-            Cell::Text(Some(row.file_name)),
-            Cell::Int(row.line_number),
-            Cell::Text(row.map_name),
-            Cell::Text(row.sys_name),
-            Cell::Text(row.pg_username),
-            Cell::Text(row.error),
-        ]
-    };
-    (access.ident)().into_iter().map(row).collect()
+/// Whether its first word begins a query.
+pub(super) fn is_query(sql: &str) -> bool {
+    let text = without_comments(sql);
+    let text = text.trim_start_matches(|c: char| c.is_whitespace() || matches!(c, ';' | '('));
+    let word = text.split(|c: char| !c.is_ascii_alphabetic()).next();
+    word.is_some_and(|word| {
+        ["select", "with", "values", "table"]
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(word))
+    })
 }
 
 /// The command of a query; `None` for a query of blanks, comments and semicolons.
@@ -273,7 +213,7 @@ pub(super) fn find(sql: &str) -> Result<Option<Statement>, ErrorReply> {
     }
     let found = COMMANDS.iter().find_map(|command| {
         let name = command.matched(&words)?;
-        Some(Statement { command, name })
+        Some(Statement::Command { command, name })
     });
     found.map(Some).ok_or_else(|| {
         ErrorReply::error(
@@ -284,8 +224,8 @@ pub(super) fn find(sql: &str) -> Result<Option<Statement>, ErrorReply> {
             if is_transaction(words[0]) {
                 "The console has no transactions: put the driver into autocommit mode. SHOW HELP lists the commands."
             } else {
-                "SHOW HELP lists the commands. The program has more: `trunkline sessions`, `members`, `pools`, `servers`, \
-                 `kill`, `reconnect`, `disable`, `reload`."
+                "SHOW HELP lists the commands, \\d the views. The program has more: `trunkline kill`, `reconnect`, \
+                 `disable`, `reload`."
             },
         )
     })

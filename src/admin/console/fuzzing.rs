@@ -35,7 +35,7 @@ async fn session(data: &[u8]) {
         return;
     };
     let orders = fixture::console_orders(Arc::new(NothingHeld::default()));
-    let console = Console::new(fixture::access(), orders);
+    let console = Console::new(fixture::handles(Vec::new()), orders, "trunkline".into());
     let serving = console.serve(ConsoleClient {
         stream: ClientStream::Unix(ours),
         user: "admin".into(),

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -14,29 +15,43 @@ use pgwire::api::store::PortalStore;
 use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, Type};
 use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 
-use super::super::handles::AccessView;
-use super::command::{self, Cell, Column, CommandKind, Effect, Row, Statement};
+use super::super::handles::Handles;
+use super::super::relation::{self, Kind, Row, Value};
+use super::super::sql::{OutputColumn, Plan, Session};
+use super::command::Effect;
 use super::orders::{Notices, SessionOrders};
+use super::statement::Statement;
+use super::transfer;
+use super::views::{self, View};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
+/// Queries that are worked on at the same time, of all sessions of a process: they take the time of
+/// nobody else.
+const MOST_AT_ONCE: usize = 2;
+static WORKING: Semaphore = Semaphore::const_new(MOST_AT_ONCE);
+
 #[derive(Debug)]
 pub(super) struct Handler {
-    access: AccessView,
+    handles: Handles,
     orders: SessionOrders,
+    session: Session,
     parser: Arc<Parser>,
 }
 
-/// Finds commands; the only statements there are.
+/// Finds commands, and reads queries; the only statements there are.
 #[derive(Debug)]
 pub(super) struct Parser;
 
 impl Handler {
-    pub(super) fn new(access: AccessView, orders: SessionOrders) -> Self {
+    pub(super) fn new(handles: Handles, orders: SessionOrders, session: Session) -> Self {
         Self {
-            access,
+            handles,
             orders,
+            session,
             parser: Arc::new(Parser),
         }
     }
@@ -44,30 +59,69 @@ impl Handler {
     async fn run(
         &self,
         statement: &Statement,
+        parameters: Vec<Value>,
         format: &Format,
         notices: &mut dyn Notices,
     ) -> PgWireResult<Response> {
-        match &statement.command.effect {
-            Effect::Nothing { tag } => Ok(Response::Execution(Tag::new(tag))),
-            Effect::Rows(columns, rows) => table(columns, format, rows(&self.access)),
-            Effect::Order { order, columns, tag } => {
-                let name = statement.name.as_deref();
-                let answer = self.orders.carry_out(*order, name, notices).await;
-                let rows = answer.map_err(|reply| error(&reply))?;
-                if columns.is_empty() {
-                    return Ok(Response::Execution(Tag::new(tag)));
+        let rows = match statement {
+            Statement::Query(plan) => self.query(plan, parameters, notices).await,
+            Statement::Catalog(answer) => Ok(answer.rows.clone()),
+            Statement::Command { command, name } => match &command.effect {
+                Effect::Nothing { tag } => return Ok(Response::Execution(Tag::new(tag))),
+                Effect::Rows(_, rows) => Ok(rows()),
+                Effect::View(view) => Ok(self.rows_of(views::named(view), notices).await),
+                Effect::Order { order, columns, tag } => {
+                    let answer = self.orders.carry_out(*order, name.as_deref(), notices).await;
+                    if columns.is_empty() {
+                        return answer
+                            .map(|_| Response::Execution(Tag::new(tag)))
+                            .map_err(|reply| error(&reply));
+                    }
+                    answer
                 }
-                table(columns, format, rows)
-            }
+            },
+        };
+        let rows = rows.map_err(|reply| error(&reply))?;
+        table(&statement.columns(), format, rows)
+    }
+
+    /// With a notice for each process of this router that did not answer.
+    async fn rows_of(&self, view: Option<&View>, notices: &mut dyn Notices) -> Vec<Row> {
+        let Some(view) = view else { return Vec::new() };
+        let gathered = view.rows(&self.handles).await;
+        for process in gathered.missing {
+            notices
+                .notice(format!("the answer is not complete: {process}"))
+                .await;
         }
+        gathered.value
+    }
+
+    async fn query(
+        &self,
+        plan: &Arc<Plan>,
+        parameters: Vec<Value>,
+        notices: &mut dyn Notices,
+    ) -> Result<Vec<Row>, ErrorReply> {
+        let _turn = WORKING.acquire().await;
+        let rows = self.rows_of(plan.view().and_then(views::named), notices).await;
+        let (plan, session) = (Arc::clone(plan), self.session.clone());
+        let work = move || plan.run(rows, &parameters, &session, relation::micros(SystemTime::now()));
+        // Not on this thread, which serves sessions.
+        spawn_blocking(work).await.unwrap_or_else(|_| {
+            Err(ErrorReply::error(
+                SqlState::INTERNAL_ERROR,
+                "the query could not be worked on",
+            ))
+        })
     }
 }
 
-fn table(columns: &[Column], format: &Format, rows: Vec<Row>) -> PgWireResult<Response> {
+fn table(columns: &[OutputColumn], format: &Format, rows: Vec<Row>) -> PgWireResult<Response> {
     let fields = Arc::new(fields(columns, format)?);
     let mut encoder = DataRowEncoder::new(Arc::clone(&fields));
     let encoded = rows.into_iter().map(move |row| {
-        encode(&mut encoder, &row)?;
+        transfer::encode(&mut encoder, &row)?;
         Ok(encoder.take_row())
     });
     Ok(Response::Query(QueryResponse::new(fields, stream::iter(encoded))))
@@ -93,20 +147,7 @@ where
     }
 }
 
-fn encode(encoder: &mut DataRowEncoder, row: &Row) -> PgWireResult<()> {
-    for cell in row {
-        match cell {
-            Cell::Int(number) => {
-                encoder.encode_field(&number.map(|number| i32::try_from(number).unwrap_or(i32::MAX)))?;
-            }
-            Cell::Text(text) => encoder.encode_field(text)?,
-            Cell::TextArray(texts) => encoder.encode_field(texts)?,
-        }
-    }
-    Ok(())
-}
-
-fn fields(columns: &[Column], format: &Format) -> PgWireResult<Vec<FieldInfo>> {
+fn fields(columns: &[OutputColumn], format: &Format) -> PgWireResult<Vec<FieldInfo>> {
     // pgwire indexes the list without looking.
     if let Format::Individual(codes) = format
         && codes.len() != columns.len()
@@ -120,16 +161,37 @@ fn fields(columns: &[Column], format: &Format) -> PgWireResult<Vec<FieldInfo>> {
             ),
         )));
     }
-    let field = |(index, (name, kind)): (usize, &Column)| {
-        let (datatype, size) = match kind {
-            CommandKind::Int => (Type::INT4, 4),
-            CommandKind::Text => (Type::TEXT, -1),
-            CommandKind::TextArray => (Type::TEXT_ARRAY, -1),
-        };
+    let field = |(index, column): (usize, &OutputColumn)| {
+        let (datatype, size) = transfer::type_of(column.kind);
         let format: FieldFormat = format.format_for(index);
-        FieldInfo::new((*name).to_owned(), None, None, datatype, format).with_type_size(size)
+        FieldInfo::new(column.name.clone(), None, None, datatype, format).with_type_size(size)
     };
     Ok(columns.iter().enumerate().map(field).collect())
+}
+
+/// The values that a client has bound.
+fn parameters(portal: &Portal<Statement>) -> Result<Vec<Value>, ErrorReply> {
+    let kinds = portal.statement.statement.parameters();
+    let values = &portal.parameters;
+    if values.len() != kinds.len() {
+        return Err(ErrorReply::error(
+            SqlState::PROTOCOL_VIOLATION,
+            format!(
+                "bind message supplies {} parameters, but the statement requires {}",
+                values.len(),
+                kinds.len()
+            ),
+        ));
+    }
+    kinds
+        .iter()
+        .zip(values)
+        .enumerate()
+        .map(|(index, (kind, value))| {
+            let is_binary = transfer::is_binary(&portal.parameter_format, index);
+            transfer::parameter(value.as_deref(), *kind, is_binary)
+        })
+        .collect()
 }
 
 /// pgwire's own errors in PostgreSQL's words and codes, where they differ.
@@ -173,9 +235,16 @@ impl SimpleQueryHandler for Handler {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let response = match command::find(query).map_err(|reply| error(&reply))? {
+        let statement = Statement::read(query, Vec::new()).map_err(|reply| error(&reply))?;
+        let response = match statement {
+            Some(statement) if !statement.parameters().is_empty() => {
+                return Err(error(&ErrorReply::error(
+                    SqlState::UNDEFINED_PARAMETER,
+                    "there is no parameter $1",
+                )));
+            }
             Some(statement) => {
-                self.run(&statement, &Format::UnifiedText, &mut Reader(client))
+                self.run(&statement, Vec::new(), &Format::UnifiedText, &mut Reader(client))
                     .await?
             }
             None => Response::EmptyQuery,
@@ -206,7 +275,8 @@ impl ExtendedQueryHandler for Handler {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let (statement, format) = (&portal.statement.statement, &portal.result_column_format);
-        self.run(statement, format, &mut Reader(client)).await
+        let parameters = parameters(portal).map_err(|reply| error(&reply))?;
+        self.run(statement, parameters, format, &mut Reader(client)).await
     }
 }
 
@@ -218,16 +288,21 @@ impl QueryParser for Parser {
         &self,
         _client: &C,
         sql: &str,
-        _types: &[Option<Type>],
+        types: &[Option<Type>],
     ) -> PgWireResult<Option<Statement>>
     where
         C: ClientInfo + Unpin + Send + Sync,
     {
-        command::find(sql).map_err(|reply| error(&reply))
+        let declared = types.iter().map(|declared| transfer::declared(declared.as_ref()));
+        declared
+            .collect::<Result<Vec<Option<Kind>>, _>>()
+            .and_then(|declared| Statement::read(sql, declared))
+            .map_err(|reply| error(&reply))
     }
 
-    fn get_parameter_types(&self, _statement: &Statement) -> PgWireResult<Vec<Type>> {
-        Ok(Vec::new())
+    fn get_parameter_types(&self, statement: &Statement) -> PgWireResult<Vec<Type>> {
+        let kinds = statement.parameters().iter();
+        Ok(kinds.map(|kind| transfer::type_of(*kind).0).collect())
     }
 
     fn get_result_schema(
@@ -235,11 +310,10 @@ impl QueryParser for Parser {
         statement: &Statement,
         format: Option<&Format>,
     ) -> PgWireResult<Vec<FieldInfo>> {
-        match &statement.command.effect {
-            Effect::Nothing { .. } | Effect::Order { columns: [], .. } => Ok(Vec::new()),
-            Effect::Rows(columns, _) | Effect::Order { columns, .. } => {
-                fields(columns, format.unwrap_or(&Format::UnifiedText))
-            }
+        let columns = statement.columns();
+        if columns.is_empty() {
+            return Ok(Vec::new());
         }
+        fields(&columns, format.unwrap_or(&Format::UnifiedText))
     }
 }

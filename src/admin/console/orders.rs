@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::super::holding::{HoldOperations, PauseReport, PauseRequest, SwitchoverRequest, SwitchoverStatus};
-use super::command::{Cell, Row};
+use super::super::relation::{Row, Value};
 use crate::events::{Events, OperatorEvent};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -196,7 +196,7 @@ impl SessionOrders {
             .map(|problem| format!("not possible now: {problem}"));
         let lines = plan.to_string();
         let lines = lines.lines().map(str::to_owned).chain(problems);
-        Ok(lines.map(|line| vec![Cell::Text(Some(line))]).collect())
+        Ok(lines.map(|line| vec![Value::Text(line)]).collect())
     }
 
     async fn switch_over(&self, to: Option<&str>, notices: &mut dyn Notices) -> Answer {
@@ -251,9 +251,9 @@ fn row(status: SwitchoverStatus) -> Row {
         (false, _, false) => "prepared",
     };
     let mut row: Row = [status.cluster, status.leader, status.candidate, state.to_owned()]
-        .map(|text| Cell::Text(Some(text)))
+        .map(Value::Text)
         .into();
-    row.push(Cell::TextArray(Some(status.steps)));
+    row.push(Value::TextArray(status.steps));
     row
 }
 

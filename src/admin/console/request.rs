@@ -3,12 +3,14 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use pgwire::api::ClientPortalStore;
 use pgwire::api::store::PortalStore;
 use pgwire::messages::PgWireFrontendMessage;
 use pgwire::messages::extendedquery::{Bind, Close, Describe, Execute, Flush, Parse, Sync};
 use pgwire::messages::simplequery::Query;
 
+use super::super::sql::MAX_PARAMETERS;
 use super::Wire;
 use crate::wire::frame::{BodyReader, Frame, FrameError};
 use crate::wire::message::ErrorReply;
@@ -150,26 +152,59 @@ fn parse(body: &mut BodyReader<'_>, names: &Names) -> Result<Parse, ErrorReply> 
         "prepared statements",
     )?;
     let sql = text(body)?;
-    for _ in 0..short(body)? {
-        // The type of a parameter, which no command has.
-        number(body)?;
+    let mut types = Vec::new();
+    for _ in 0..bounded(short(body)?)? {
+        types.push(number(body)?);
     }
-    Ok(Parse::new(name, sql, Vec::new()))
+    Ok(Parse::new(name, sql, types))
 }
 
 fn bind(body: &mut BodyReader<'_>, names: &Names) -> Result<Bind, ErrorReply> {
     let portal = name(body)?;
     room(portal.as_ref(), &names.portals, MAX_PORTALS, "portals")?;
     let statement = name(body)?;
-    for _ in 0..short(body)? {
-        short(body)?;
-    }
-    let parameters = short(body)?;
-    if parameters > 0 {
+    let codes = formats(body)?;
+    let count = bounded(short(body)?)?;
+    if codes.len() > 1 && codes.len() != count {
         return Err(violation(format!(
-            "bind message supplies {parameters} parameters, but the console's commands take none"
+            "bind message has {} parameter formats but {count} parameters",
+            codes.len()
         )));
     }
+    let mut values = Vec::new();
+    for _ in 0..count {
+        values.push(value(body)?);
+    }
+    let results = formats(body)?;
+    Ok(Bind::new(portal, statement, codes, values, results))
+}
+
+fn bounded(count: u16) -> Result<usize, ErrorReply> {
+    let count = usize::from(count);
+    if count > MAX_PARAMETERS {
+        return Err(ErrorReply::error(
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+            format!("a statement of the console has at most {MAX_PARAMETERS} parameters"),
+        ));
+    }
+    Ok(count)
+}
+
+/// Of one parameter; `None` is null.
+fn value(body: &mut BodyReader<'_>) -> Result<Option<Bytes>, ErrorReply> {
+    let length = number(body)?.cast_signed();
+    match usize::try_from(length) {
+        Ok(length) => {
+            let bytes = body.take(length).map_err(malformed)?;
+            Ok(Some(Bytes::copy_from_slice(bytes)))
+        }
+        Err(_) if length == -1 => Ok(None),
+        Err(_) => Err(violation(format!("invalid length {length} of a parameter"))),
+    }
+}
+
+/// 0 for text, 1 for binary.
+fn formats(body: &mut BodyReader<'_>) -> Result<Vec<i16>, ErrorReply> {
     let mut formats = Vec::new();
     for _ in 0..short(body)? {
         match short(body)? {
@@ -182,7 +217,7 @@ fn bind(body: &mut BodyReader<'_>, names: &Names) -> Result<Bind, ErrorReply> {
             }
         }
     }
-    Ok(Bind::new(portal, statement, Vec::new(), Vec::new(), formats))
+    Ok(formats)
 }
 
 fn target(body: &mut BodyReader<'_>) -> Result<(u8, Option<String>), ErrorReply> {

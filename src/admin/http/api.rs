@@ -11,9 +11,10 @@ use axum::http::{StatusCode, Uri};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
+use super::super::gather;
 use super::super::handles::{ClusterView, Phase};
 use super::super::operations::{Change, Ending, Gathered, Reconnection};
-use super::super::views::{ClusterSummary, EventView, MemberView, RouterView, ServerConnectionView};
+use super::super::views::{ClusterSummary, EventView, MemberView, RouterView};
 use super::answer::JsonAnswer;
 use super::app::{App, Params};
 use super::guard::Caller;
@@ -99,21 +100,10 @@ pub(super) async fn pools(app: &App, uri: &Uri) -> JsonAnswer {
 /// `GET /api/v1/servers`
 pub(super) async fn servers(app: &App, uri: &Uri) -> JsonAnswer {
     let params = Params::of(uri);
-    let operations = &app.handles.operations;
-    // Pools first: a connection that is leased in between is listed twice rather than not at all.
-    let pools = operations.pools().await;
-    let sessions = operations.sessions().await;
-    let mut missing = pools.missing;
-    // Of one process they say the same.
-    missing.extend(sessions.missing);
-    missing.sort_unstable();
-    missing.dedup();
-    let idle = pools.value.iter().flat_map(ServerConnectionView::idle_in);
-    let held = sessions
-        .value
-        .into_iter()
-        .filter_map(ServerConnectionView::of_session);
-    let mut all: Vec<_> = held.chain(idle).collect();
+    let Gathered {
+        value: mut all,
+        missing,
+    } = gather::server_connections(&*app.handles.operations).await;
     for (key, wanted) in params.pairs() {
         match key {
             "cluster" => all.retain(|server| server.cluster == wanted),

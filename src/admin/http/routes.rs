@@ -1,12 +1,11 @@
 //! `/api/v1/routes`: the routes, and which of them get new sessions.
 
-use std::time::Duration;
-
 use axum::Extension;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::StatusCode;
 
+use super::super::gather;
 use super::super::handles::ClusterView;
 use super::super::views::RouteView;
 use super::answer::JsonAnswer;
@@ -18,32 +17,7 @@ use crate::events::OperatorEvent;
 /// `GET /api/v1/routes`
 pub(super) async fn routes(app: &App) -> JsonAnswer {
     let missing = app.handles.operations.refresh().await;
-    JsonAnswer::json(StatusCode::OK, &all(app)).without(&missing)
-}
-
-/// Those of each cluster in the order of the configuration, then disabled ones that no listener
-/// has.
-fn all(app: &App) -> Vec<RouteView> {
-    let handles = &app.handles;
-    let disabled = handles.disabled_routes.names();
-    let sessions = |route: &str| handles.operations.sessions_of(route);
-    let mut all: Vec<RouteView> = Vec::new();
-    for view in &handles.clusters {
-        for route in view.routes() {
-            let is_disabled = disabled.contains(&*route.name);
-            all.push(RouteView::new(view, route, is_disabled, sessions(&route.name)));
-        }
-    }
-    for name in &*disabled {
-        if !all.iter().any(|route| route.name == *name) {
-            all.push(RouteView::absent(name, true, sessions(name)));
-        }
-    }
-    let paused = handles.holding.paused();
-    for route in &mut all {
-        route.paused_s = paused.get(&route.name).map(Duration::as_secs);
-    }
-    all
+    JsonAnswer::json(StatusCode::OK, &gather::routes(&app.handles)).without(&missing)
 }
 
 pub(super) fn no_route() -> JsonAnswer {
@@ -89,7 +63,9 @@ pub(super) async fn administer(
         OperatorEvent::RouteEnabled { route, by }
     });
     let missing = handles.operations.refresh().await;
-    let route = all(app).into_iter().find(|route| route.name == name);
+    let route = gather::routes(handles)
+        .into_iter()
+        .find(|route| route.name == name);
     // Enabled now, and no listener has it.
     let route =
         route.unwrap_or_else(|| RouteView::absent(&name, false, handles.operations.sessions_of(&name)));

@@ -81,7 +81,7 @@ fn a_router_that_is_stopped_undoes_a_switchover_or_goes_on_with_it() {
             .unwrap();
         eventually("it has begun", Duration::from_secs(20), || {
             let (_, members) = router.http("/api/v1/members").unwrap();
-            members.contains("about to be stopped") && !fake.asked.lock().unwrap().is_empty() == is_asked
+            members.contains("about to be stopped") && fake.asked.lock().unwrap().is_empty() != is_asked
         });
         let said = trunkline(&router, &["upgrade"]);
         let errors = String::from_utf8(said.stderr).unwrap();

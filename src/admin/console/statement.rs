@@ -1,0 +1,69 @@
+//! What a client asks for: a command of the table, or a query over a view.
+
+use std::sync::Arc;
+
+use super::super::relation::Kind;
+use super::super::sql::{OutputColumn, Plan};
+use super::catalog::{self, CatalogAnswer};
+use super::command::{self, Command, Effect};
+use super::views::{self, View};
+use crate::wire::message::ErrorReply;
+
+/// A statement that can be carried out.
+#[derive(Debug, Clone)]
+pub(super) enum Statement {
+    Command {
+        command: &'static Command,
+        /// What stands for `<name>`.
+        name: Option<String>,
+    },
+    Query(Arc<Plan>),
+    /// One that psql sends on its own.
+    Catalog(Arc<CatalogAnswer>),
+}
+
+impl Statement {
+    /// Reads a client's text; `None` for one of blanks, comments and semicolons. `declared` are the
+    /// types of parameters that the client says.
+    ///
+    /// # Errors
+    /// What the client is told.
+    pub(super) fn read(sql: &str, declared: Vec<Option<Kind>>) -> Result<Option<Self>, ErrorReply> {
+        if command::is_query(sql) {
+            if let Some(answer) = catalog::answer(sql) {
+                return Ok(Some(Self::Catalog(answer)));
+            }
+            let columns = |name: &str| views::named(name).map(|view: &View| view.columns);
+            return Plan::of(sql, &columns, declared).map(|plan| Some(Self::Query(Arc::new(plan))));
+        }
+        command::find(sql)
+    }
+
+    /// The columns of its answer; none for one without rows.
+    pub(super) fn columns(&self) -> Vec<OutputColumn> {
+        match self {
+            Self::Query(plan) => plan.outputs().to_vec(),
+            Self::Catalog(answer) => answer.columns.clone(),
+            Self::Command { command, .. } => {
+                let columns = match &command.effect {
+                    Effect::Nothing { .. } => &[],
+                    Effect::View(view) => views::named(view).map_or(&[][..], |view| view.columns),
+                    Effect::Rows(columns, _) | Effect::Order { columns, .. } => columns,
+                };
+                let column = |column: &super::super::relation::Column| OutputColumn {
+                    name: column.name.to_owned(),
+                    kind: column.kind,
+                };
+                columns.iter().map(column).collect()
+            }
+        }
+    }
+
+    /// The types of its parameters.
+    pub(super) fn parameters(&self) -> &[Kind] {
+        match self {
+            Self::Query(plan) => plan.parameters(),
+            Self::Command { .. } | Self::Catalog(_) => &[],
+        }
+    }
+}

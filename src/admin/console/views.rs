@@ -1,0 +1,54 @@
+//! The views of the console: one for each thing the router knows. Their columns are stable, and
+//! `docs/console.md` lists them.
+
+mod authentication;
+mod router;
+mod sessions;
+mod topology;
+
+use futures_util::future::BoxFuture;
+
+use super::super::handles::Handles;
+use super::super::operations::Gathered;
+use super::super::relation::{Column, Row};
+
+/// A view.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) name: &'static str,
+    /// One line for `\d` and `SHOW HELP`.
+    pub(super) about: &'static str,
+    pub(super) columns: &'static [Column],
+    rows: Rows,
+}
+
+/// Looks, and makes the rows of what it sees. Processes of this router that did not answer are
+/// named beside them.
+type Rows = for<'a> fn(&'a Handles) -> BoxFuture<'a, Gathered<Vec<Row>>>;
+
+impl View {
+    /// The rows there are now.
+    pub(super) fn rows<'a>(&self, handles: &'a Handles) -> BoxFuture<'a, Gathered<Vec<Row>>> {
+        (self.rows)(handles)
+    }
+}
+
+pub(super) static VIEWS: &[View] = &[
+    topology::CLUSTERS,
+    topology::MEMBERS,
+    topology::MEMBER_ROUTES,
+    router::ROUTES,
+    sessions::SESSIONS,
+    sessions::WAITS,
+    sessions::POOLS,
+    sessions::SERVER_CONNECTIONS,
+    router::ROUTER,
+    router::EVENTS,
+    authentication::HBA,
+    authentication::IDENT,
+];
+
+/// The view of this name.
+pub(super) fn named(name: &str) -> Option<&'static View> {
+    VIEWS.iter().find(|view| view.name == name)
+}

@@ -1,0 +1,238 @@
+//! A query that has been read, and how its answer is made of a view's rows.
+
+use std::cmp::Ordering;
+
+use super::super::relation::{Kind, Row, Value};
+use super::expr::{Expr, Surroundings, is_distinct, truth};
+use super::function::Aggregate;
+use super::{OutputColumn, Session};
+use crate::wire::message::ErrorReply;
+use crate::wire::sqlstate::SqlState;
+
+/// A query that can be answered. Its expressions are over the rows of the view, and behind
+/// `grouping` over rows of keys and aggregates.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// The view; one row without columns if there is none.
+    pub(super) view: Option<String>,
+    pub(super) outputs: Vec<OutputColumn>,
+    pub(super) parameters: Vec<Kind>,
+    pub(super) filter: Option<Expr>,
+    pub(super) grouping: Option<GroupBy>,
+    pub(super) values: Vec<Expr>,
+    pub(super) is_distinct: bool,
+    pub(super) order: Vec<SortKey>,
+    pub(super) limit: Option<Expr>,
+    pub(super) offset: Option<Expr>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct GroupBy {
+    pub(super) keys: Vec<Expr>,
+    pub(super) aggregates: Vec<Aggregate>,
+    pub(super) having: Option<Expr>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct SortKey {
+    pub(super) by: SortBy,
+    pub(super) is_descending: bool,
+    pub(super) nulls_first: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum SortBy {
+    /// A column of the answer.
+    Output(usize),
+    Value(Expr),
+}
+
+impl Plan {
+    /// The view whose rows [`Self::run`] takes.
+    pub(crate) fn view(&self) -> Option<&str> {
+        self.view.as_deref()
+    }
+
+    pub(crate) fn outputs(&self) -> &[OutputColumn] {
+        &self.outputs
+    }
+
+    /// The types of `$1` and so on.
+    pub(crate) fn parameters(&self) -> &[Kind] {
+        &self.parameters
+    }
+
+    /// The answer. `rows` are those of the view, `now` is in microseconds since 1970.
+    ///
+    /// # Errors
+    /// An expression has no value, such as a division by zero.
+    pub(crate) fn run(
+        &self,
+        rows: Vec<Row>,
+        parameters: &[Value],
+        session: &Session,
+        now: i64,
+    ) -> Result<Vec<Row>, ErrorReply> {
+        let about = Surroundings {
+            parameters,
+            session,
+            now,
+        };
+        // As PostgreSQL, these are looked at first.
+        let limit = count(
+            self.limit.as_ref(),
+            &about,
+            "LIMIT",
+            SqlState::INVALID_ROW_COUNT_IN_LIMIT,
+        )?;
+        let offset = count(
+            self.offset.as_ref(),
+            &about,
+            "OFFSET",
+            SqlState::INVALID_ROW_COUNT_IN_OFFSET,
+        )?;
+        let mut rows = if self.view.is_some() {
+            rows
+        } else {
+            vec![Row::new()]
+        };
+        if let Some(filter) = &self.filter {
+            rows = filtered(rows, filter, &about)?;
+        }
+        if let Some(grouping) = &self.grouping {
+            rows = grouping.rows(&rows, &about)?;
+            if let Some(having) = &grouping.having {
+                rows = filtered(rows, having, &about)?;
+            }
+        }
+        let mut answer = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let of = |expr: &Expr| expr.value(row, &about);
+            let values = self.values.iter().map(of).collect::<Result<Row, _>>()?;
+            let mut keys = Row::with_capacity(self.order.len());
+            for key in &self.order {
+                keys.push(match &key.by {
+                    SortBy::Output(index) => values.get(*index).cloned().unwrap_or(Value::Null),
+                    SortBy::Value(expr) => of(expr)?,
+                });
+            }
+            answer.push((keys, values));
+        }
+        if self.is_distinct {
+            answer.sort_by(|(_, one), (_, other)| in_order(one, other));
+            answer.dedup_by(|(_, one), (_, other)| is_same(one, other));
+        }
+        answer.sort_by(|(one, _), (other, _)| self.order_of(one, other));
+        let answer = answer.into_iter().map(|(_, values)| values);
+        Ok(answer
+            .skip(offset.unwrap_or(0))
+            .take(limit.unwrap_or(usize::MAX))
+            .collect())
+    }
+
+    fn order_of(&self, one: &Row, other: &Row) -> Ordering {
+        let keys = self.order.iter().zip(one.iter().zip(other));
+        keys.map(|(key, (one, other))| match (one.is_null(), other.is_null()) {
+            (true, true) => Ordering::Equal,
+            (true, false) if key.nulls_first => Ordering::Less,
+            (true, false) => Ordering::Greater,
+            (false, true) if key.nulls_first => Ordering::Greater,
+            (false, true) => Ordering::Less,
+            (false, false) => {
+                let order = one.compare(other).unwrap_or(Ordering::Equal);
+                if key.is_descending { order.reverse() } else { order }
+            }
+        })
+        .find(|order| order.is_ne())
+        .unwrap_or(Ordering::Equal)
+    }
+}
+
+impl GroupBy {
+    /// A row of keys and aggregates for each group; without keys there is one group, also of no
+    /// rows.
+    fn rows(&self, rows: &[Row], about: &Surroundings<'_>) -> Result<Vec<Row>, ErrorReply> {
+        let mut keyed = Vec::with_capacity(rows.len());
+        for row in rows {
+            let keys = self.keys.iter().map(|key| key.value(row, about));
+            keyed.push((keys.collect::<Result<Row, _>>()?, row));
+        }
+        keyed.sort_by(|(one, _), (other, _)| in_order(one, other));
+        let mut groups: Vec<Row> = Vec::new();
+        for members in keyed.chunk_by(|(one, _), (other, _)| is_same(one, other)) {
+            groups.push(self.group(&members[0].0, members, about)?);
+        }
+        if groups.is_empty() && self.keys.is_empty() {
+            groups.push(self.group(&Row::new(), &[], about)?);
+        }
+        Ok(groups)
+    }
+
+    fn group(
+        &self,
+        keys: &Row,
+        members: &[(Row, &Row)],
+        about: &Surroundings<'_>,
+    ) -> Result<Row, ErrorReply> {
+        let mut group = keys.clone();
+        for aggregate in &self.aggregates {
+            let mut values = Vec::new();
+            for (_, row) in members {
+                if let Some(filter) = &aggregate.filter
+                    && truth(&filter.value(row, about)?) != Some(true)
+                {
+                    continue;
+                }
+                let value = match &aggregate.argument {
+                    Some(argument) => argument.value(row, about)?,
+                    None => Value::Bool(true),
+                };
+                if !value.is_null() {
+                    values.push(value);
+                }
+            }
+            group.push(aggregate.function.over(values, aggregate.is_distinct)?);
+        }
+        Ok(group)
+    }
+}
+
+fn filtered(rows: Vec<Row>, by: &Expr, about: &Surroundings<'_>) -> Result<Vec<Row>, ErrorReply> {
+    let mut kept = Vec::with_capacity(rows.len());
+    for row in rows {
+        if truth(&by.value(&row, about)?) == Some(true) {
+            kept.push(row);
+        }
+    }
+    Ok(kept)
+}
+
+/// Any order in which equal rows are neighbours; null is last.
+fn in_order(one: &Row, other: &Row) -> Ordering {
+    one.iter()
+        .zip(other)
+        .map(|(one, other)| {
+            one.compare(other)
+                .unwrap_or_else(|| one.is_null().cmp(&other.is_null()))
+        })
+        .find(|order| order.is_ne())
+        .unwrap_or(Ordering::Equal)
+}
+
+fn is_same(one: &Row, other: &Row) -> bool {
+    one.iter().zip(other).all(|(one, other)| !is_distinct(one, other))
+}
+
+fn count(
+    expr: Option<&Expr>,
+    about: &Surroundings<'_>,
+    clause: &str,
+    code: SqlState,
+) -> Result<Option<usize>, ErrorReply> {
+    match expr.map(|expr| expr.value(&Row::new(), about)).transpose()? {
+        Some(Value::Int(number)) => usize::try_from(number)
+            .map(Some)
+            .map_err(|_| ErrorReply::error(code, format!("{clause} must not be negative"))),
+        _ => Ok(None),
+    }
+}
