@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use super::handles::Handles;
 use super::operations::{Gathered, Operations};
-use super::views::{RouteView, ServerConnectionView};
+use super::views::{HoldView, RouteView, ServerConnectionView};
 
 /// Those of each cluster in the order of the configuration, then disabled ones that no listener
-/// has. The numbers of sessions are by the last [`Operations::refresh`].
-pub(super) fn routes(handles: &Handles) -> Vec<RouteView> {
+/// has. `held` are the routes that hold their clients. The numbers of sessions are by the last
+/// [`Operations::refresh`].
+pub(super) fn routes(handles: &Handles, held: &[HoldView]) -> Vec<RouteView> {
     let disabled = handles.disabled_routes.names();
     let sessions = |route: &str| handles.operations.sessions_of(route);
     let mut all: Vec<RouteView> = Vec::new();
@@ -25,6 +26,9 @@ pub(super) fn routes(handles: &Handles) -> Vec<RouteView> {
     }
     let paused = handles.holding.paused();
     for route in &mut all {
+        let cluster = route.cluster.as_deref().unwrap_or_default();
+        let is_here = |hold: &&HoldView| hold.route == route.name && hold.cluster == cluster;
+        route.hold = held.iter().find(is_here).cloned();
         route.paused_s = paused.get(&route.name).map(Duration::as_secs);
     }
     all

@@ -8,11 +8,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::snapshot::MemberName;
+use super::views::HoldView;
+use crate::cluster::snapshot::{MemberName, OrderedBy};
 use crate::cluster::switchover::DirectConnections;
 use crate::session::holds::MemberActivity;
 
-/// Orders that hold clients, on all processes of this router and on all its peers.
+/// Orders that hold clients, and what holds them. `by` is who orders it: an address, or a user of
+/// the console. Orders count on all processes of this router and on all its peers.
 pub trait HoldOperations: fmt::Debug + Send + Sync {
     /// The server of a member is about to be stopped: it gets no new transactions. Returns when no
     /// transaction is open there, or `grace` is over, at the latest after
@@ -23,7 +25,22 @@ pub trait HoldOperations: fmt::Debug + Send + Sync {
         cluster: &'a str,
         member: &'a MemberName,
         grace: Duration,
+        by: &'a str,
     ) -> BoxFuture<'a, Result<StopReport, String>>;
+
+    /// What [`Self::before_stop`] would do. It holds nobody.
+    fn check_stop<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+    ) -> BoxFuture<'a, Result<StopCheck, String>>;
+
+    /// The member is not stopped: its clients go on, whoever has ordered [`Self::before_stop`].
+    fn end_stop<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+    ) -> BoxFuture<'a, Result<StopEnd, String>>;
 
     /// For how long a member's stop may be delayed.
     fn stop_limit<'a>(&'a self, cluster: &'a str) -> BoxFuture<'a, Duration>;
@@ -38,6 +55,7 @@ pub trait HoldOperations: fmt::Debug + Send + Sync {
     fn switch_over<'a>(
         &'a self,
         request: &'a SwitchoverRequest,
+        by: &'a str,
     ) -> BoxFuture<'a, Result<SwitchoverPlan, String>>;
 
     /// The switchover that runs, or the last one.
@@ -51,10 +69,15 @@ pub trait HoldOperations: fmt::Debug + Send + Sync {
         &'a self,
         route: &'a str,
         pause: &'a PauseRequest,
+        by: &'a str,
     ) -> BoxFuture<'a, Result<PauseReport, String>>;
 
     /// Ends the pause of a route.
     fn unpause<'a>(&'a self, route: &'a str, all_peers: bool) -> BoxFuture<'a, Result<PauseReport, String>>;
+
+    /// The routes that hold their clients, with those of other processes by the last
+    /// [`super::Operations::refresh`].
+    fn holds(&self) -> Vec<HoldView>;
 
     /// The paused routes of this router, and for how long they stay so.
     fn paused(&self) -> BTreeMap<String, Duration>;
@@ -129,6 +152,9 @@ pub struct SwitchoverStatus {
     pub is_over: bool,
     /// Another member leads.
     pub has_succeeded: bool,
+    /// The router that runs it, and who ordered it there; `null`: this one.
+    #[serde(default)]
+    pub run_by: Option<OrderedBy>,
     /// What has happened so far, a sentence each.
     pub steps: Vec<String>,
 }
@@ -171,6 +197,72 @@ pub struct StopReport {
     pub waited_ms: u64,
     /// What is still there, on all routers that answer.
     pub left: MemberActivity,
+    /// How much longer clients are held at most. `None`: the router is of an older version.
+    #[serde(default)]
+    pub held_ms: Option<u64>,
+    /// A sentence for each process and each peer that does not follow.
+    pub missing: Vec<String>,
+}
+
+/// What `before-stop` would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopCheck {
+    pub cluster: String,
+    pub member: String,
+    /// For how long the stop may be delayed.
+    pub limit_ms: u64,
+    /// For how long clients are held at most.
+    pub held_ms: u64,
+    /// The sessions on the member, of all routers that answer.
+    pub left: MemberActivity,
+    /// Each with the reason why it would not follow; `None`: it would.
+    pub peers: Vec<(String, Option<String>)>,
+    /// A sentence for each other process of this router that would not follow.
+    pub missing: Vec<String>,
+}
+
+impl StopCheck {
+    pub fn is_good(&self) -> bool {
+        self.missing.is_empty() && self.peers.iter().all(|(_, problem)| problem.is_none())
+    }
+}
+
+impl fmt::Display for StopCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cluster, member, .. } = self;
+        let seconds = |ms: u64| ms / 1000;
+        let role = if self.left.is_leader {
+            "the leader"
+        } else {
+            "not the leader now"
+        };
+        writeln!(f, "cluster {cluster}, member {member}: {role}")?;
+        writeln!(
+            f,
+            "a stop is delayed for {} s at most, and clients are held for {} s at most",
+            seconds(self.limit_ms),
+            seconds(self.held_ms)
+        )?;
+        writeln!(f, "{}", cut_in_words(&self.left))?;
+        for (peer, problem) in &self.peers {
+            match problem {
+                None => writeln!(f, "peer {peer}: it would hold its clients, too")?,
+                Some(problem) => writeln!(f, "peer {peer}: {problem}")?,
+            }
+        }
+        for missing in &self.missing {
+            writeln!(f, "{missing}")?;
+        }
+        Ok(())
+    }
+}
+
+/// How the end of `before-stop` went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopEnd {
+    pub member: String,
+    /// The member's clients were held, here or at a peer.
+    pub was_held: bool,
     /// A sentence for each process and each peer that does not follow.
     pub missing: Vec<String>,
 }
@@ -189,6 +281,13 @@ impl fmt::Display for StopReport {
         }
         if self.left.cut() > 0 {
             write!(f, "; {}", cut_in_words(&self.left))?;
+        }
+        if let Some(held) = self.held_ms {
+            write!(
+                f,
+                "; clients are held until it has been stopped and one serves again, for {} s more at most",
+                held / 1000
+            )?;
         }
         Ok(())
     }
@@ -238,6 +337,7 @@ mod tests {
             member: "db1".to_owned(),
             waited_ms: 120,
             left: MemberActivity::default(),
+            held_ms: None,
             missing: Vec::new(),
         };
         assert_eq!(report.to_string(), "db1: no transaction is open after 0.1 s");
@@ -252,6 +352,29 @@ mod tests {
             report.to_string(),
             "db1: 2 transactions are still open after 5.0 s; will be cut: 1 session pinned to its connection, 3 sessions \
              for replication"
+        );
+        report.held_ms = Some(37_200);
+        assert!(report.to_string().ends_with("for 37 s more at most"), "{report}");
+        let check = StopCheck {
+            cluster: "main".to_owned(),
+            member: "db1".to_owned(),
+            limit_ms: 10_000,
+            held_ms: 27_000,
+            left: report.left,
+            peers: vec![
+                ("two".to_owned(), None),
+                ("three".to_owned(), Some("it did not answer in time".to_owned())),
+            ],
+            missing: Vec::new(),
+        };
+        let text = check.to_string();
+        assert!(
+            !check.is_good() && text.contains("peer three: it did not answer in time"),
+            "{text}"
+        );
+        assert!(
+            text.contains("held for 27 s at most") && text.contains("not the leader now"),
+            "{text}"
         );
     }
 }

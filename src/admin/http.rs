@@ -15,6 +15,7 @@ pub(crate) mod fuzzing;
 mod guard;
 mod hba;
 mod holding;
+mod names;
 mod node;
 mod patroni;
 mod router;

@@ -22,10 +22,29 @@ pub(super) fn leader(snapshot: &Snapshot) -> Option<&Member> {
 /// Is it the verified leader, and may it be given sessions, or are its clients held?
 pub(super) fn is_leader(snapshot: &Snapshot, member: &Member) -> CheckResult {
     let result = match (leader_reason(snapshot, member), &snapshot.leader) {
-        (Err(Reason::Leaving), Leader::Verified { member: leader, .. }) if *leader == member.name => Ok(()),
+        (Err(Reason::Leaving(_)), Leader::Verified { member: leader, .. }) if *leader == member.name => {
+            Ok(())
+        }
         (result, _) => result.map(drop),
     };
     sentence(member, result)
+}
+
+/// Why no read-write session gets the verified leader now, although it leads.
+pub(super) fn why_leader_waits(snapshot: &Snapshot, leader: &Member, holds: bool) -> String {
+    match leader_reason(snapshot, leader).map(drop) {
+        Ok(()) => format!("no read-write route may use {}", leader.name),
+        Err(reason) => {
+            let held = match reason {
+                Reason::Leaving(_) | Reason::Draining if holds => "; clients are held",
+                _ => "",
+            };
+            match sentence(leader, Err::<(), _>(reason)) {
+                Ok(()) => String::new(),
+                Err(sentence) => sentence + held,
+            }
+        }
+    }
 }
 
 /// May it, as a replica, be given sessions of the read-only route `route` now? Without one: any

@@ -30,8 +30,8 @@ pub(crate) use console::fuzzing as console_fuzzing;
 pub use console::{Console, ConsoleOrders};
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
 pub use holding::{
-    HoldOperations, PauseReport, PauseRequest, StopReport, SwitchoverPlan, SwitchoverRequest,
-    SwitchoverStatus,
+    HoldOperations, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
+    SwitchoverRequest, SwitchoverStatus,
 };
 #[cfg(any(test, fuzzing))]
 pub(crate) use http::fuzzing as http_fuzzing;
@@ -39,6 +39,6 @@ pub use http::{AdminError, AdminThread, BoundHttp, Prepared, prepare};
 pub use metrics::Metrics;
 pub use operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
 pub use views::{
-    Activity, ClusterSummary, EventView, IdleConnectionView, MemberView, PoolMemberView, PoolView, RouteView,
-    RouterView, ServerConnectionView, SessionView,
+    Activity, ClusterSummary, EventView, HoldView, IdleConnectionView, MemberView, PoolMemberView, PoolView,
+    RouteView, RouterView, ServerConnectionView, SessionView,
 };

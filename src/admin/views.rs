@@ -4,6 +4,8 @@
 //! The fields' names are those of `docs/http.md`. JSON has them in the order of the alphabet, and
 //! `null` for what is not known.
 
+mod hold;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,6 +19,7 @@ use crate::config::Route;
 use crate::events::{Event, Level, RecordedEvent};
 use crate::routing;
 use crate::session::generations::totals::MemberLoad;
+pub use hold::HoldView;
 
 /// The router itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,10 +35,18 @@ pub struct RouterView {
     /// Routes that an operator has disabled.
     #[serde(default)]
     pub disabled_routes: Vec<String>,
+    /// Routes that hold their clients.
+    #[serde(default)]
+    pub holds: Vec<HoldView>,
 }
 
 impl RouterView {
-    pub(super) fn new(phase: Phase, sessions: usize, disabled: &BTreeSet<String>) -> Self {
+    pub(super) fn new(
+        phase: Phase,
+        sessions: usize,
+        disabled: &BTreeSet<String>,
+        holds: Vec<HoldView>,
+    ) -> Self {
         Self {
             state: phase.word().to_owned(),
             ready: phase.not_ready().is_none(),
@@ -44,6 +55,7 @@ impl RouterView {
             process_id: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             disabled_routes: disabled.iter().cloned().collect(),
+            holds,
         }
     }
 }
@@ -61,7 +73,10 @@ pub struct RouteView {
     /// For how long its pause lasts; `null` without one.
     #[serde(default)]
     pub paused_s: Option<u64>,
-    /// The mode of its pool; `off` without one.
+    /// Its clients wait, and why; `null` if they do not.
+    #[serde(default)]
+    pub hold: Option<HoldView>,
+    /// The mode of its pool. Without one `tracked` if its sessions are, otherwise `off`.
     pub pool: String,
     /// Those that may serve it now.
     pub members: Vec<String>,
@@ -81,10 +96,11 @@ impl RouteView {
             access: Some(route.access.to_string()),
             admin: admin_word(is_disabled),
             paused_s: None,
+            hold: None,
             pool: route
                 .pool
                 .as_ref()
-                .map_or_else(|| "off".to_owned(), |pool| pool.mode.to_string()),
+                .map_or_else(|| route.resume.to_string(), |pool| pool.mode.to_string()),
             members: fit.map(|member| member.name.to_string()).collect(),
             sessions,
         }
@@ -98,6 +114,7 @@ impl RouteView {
             access: None,
             admin: admin_word(is_disabled),
             paused_s: None,
+            hold: None,
             pool: "off".to_owned(),
             members: Vec::new(),
             sessions,
@@ -400,6 +417,9 @@ pub struct SessionView {
     /// With a pool: for how many seconds it has had its server connection.
     #[serde(default)]
     pub held_s: Option<u64>,
+    /// For how many seconds it has waited for a server connection.
+    #[serde(default)]
+    pub waiting_s: Option<u64>,
     /// Seconds since it was accepted.
     pub age_s: u64,
     /// From the client to the server.

@@ -15,11 +15,12 @@ use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::exist::exist;
 use super::remote::{Remote, Router, encoded};
 use super::table::Table;
-use super::tables::{member_table, pool_table, route_table, server_table, session_table};
+use super::tables::{held_beside_pools, member_table, pool_table, route_table, server_table, session_table};
 use crate::admin::{
-    ClusterSummary, MemberView, PoolView, RouteView, RouterView, ServerConnectionView, SessionView,
+    ClusterSummary, HoldView, MemberView, PoolView, RouteView, RouterView, ServerConnectionView, SessionView,
 };
 
 #[derive(Debug, Subcommand)]
@@ -278,7 +279,12 @@ fn answer(command: &Administer) -> Result<String, String> {
             if list(&all).is_empty() {
                 exist(&router, remote, None, route.as_deref())?;
             }
-            printed(remote, &all, |all: Vec<PoolView>| pool_table(&all))
+            let held = || router.look("/api/v1/holds").and_then(|held| understood(&held));
+            printed(remote, &all, |all: Vec<PoolView>| {
+                // A router of an older version does not say it.
+                let held: Vec<HoldView> = held().unwrap_or_default();
+                pool_table(&all) + &held_beside_pools(&held, route.as_deref())
+            })
         }
         Administer::Servers {
             remote,
@@ -370,6 +376,10 @@ fn router_table(router: &RouterView) -> String {
         router.version.clone(),
     ]);
     let mut text = table.text();
+    for hold in &router.holds {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "clients are held: {}", hold.in_words());
+    }
     if !router.disabled_routes.is_empty() {
         // Writing to a String does not fail.
         let _ = writeln!(
@@ -399,8 +409,21 @@ fn change(member: &Named, action: &str, body: Option<&Value>) -> Result<String, 
 fn member_answer(answer: Value) -> String {
     let name = answer["name"].as_str().unwrap_or_default().to_owned();
     match serde_json::from_value(answer) {
-        Ok(member) => member_table(&[member]),
+        Ok(member) => {
+            let text = member_table(std::slice::from_ref(&member));
+            text + drained_leader(&member)
+        }
         Err(_) => format!("{name}: it is set, and the cluster has no such member now\n"),
+    }
+}
+
+/// What a drain of the leader means to those that are there.
+fn drained_leader(member: &MemberView) -> &'static str {
+    if member.leader && member.admin == "drain" {
+        "it is the leader: sessions with a pool in transaction mode or resume: tracked wait now, and get 57P03 after \
+         hold.timeout; `trunkline ready` lets them go on\n"
+    } else {
+        ""
     }
 }
 
@@ -444,7 +467,7 @@ fn members(remote: &Remote) -> Result<String, String> {
     Ok(text)
 }
 
-fn clusters(router: &Router) -> Result<Vec<ClusterSummary>, String> {
+pub(super) fn clusters(router: &Router) -> Result<Vec<ClusterSummary>, String> {
     understood(&router.look("/api/v1/clusters")?)
 }
 
@@ -477,58 +500,6 @@ fn remarks(cluster: Option<&ClusterSummary>, members: &[MemberView]) -> String {
     text
 }
 
-/// An empty list is no answer to a name that nothing has.
-///
-/// # Errors
-/// There is no such cluster, member or route; in words, for the user.
-fn exist(router: &Router, remote: &Remote, member: Option<&str>, route: Option<&str>) -> Result<(), String> {
-    let clusters = clusters(router)?;
-    if let Some(name) = &remote.cluster
-        && !clusters.iter().any(|cluster| cluster.name == *name)
-    {
-        let names: Vec<&str> = clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-        return Err(format!(
-            "the router has no cluster {name} (it has: {})",
-            names.join(", ")
-        ));
-    }
-    if let Some(name) = member {
-        is_a_member(clusters, remote, name)?;
-    }
-    if let Some(name) = route {
-        let routes: Vec<RouteView> = understood(&router.look("/api/v1/routes")?)?;
-        if !routes.iter().any(|route| route.name == name) {
-            return Err(format!(
-                "the router has no route {name} (`trunkline routes` shows the names)"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// `Err`: no cluster has a member of this name.
-fn is_a_member(mut clusters: Vec<ClusterSummary>, remote: &Remote, name: &str) -> Result<(), String> {
-    clusters.retain(|cluster| {
-        remote
-            .cluster
-            .as_ref()
-            .is_none_or(|wanted| *wanted == cluster.name)
-    });
-    if clusters
-        .iter()
-        .any(|cluster| cluster.members.iter().any(|member| member == name))
-    {
-        return Ok(());
-    }
-    let place = match clusters.as_slice() {
-        [cluster] => format!("cluster {} has", cluster.name),
-        _ => "the clusters have".to_owned(),
-    };
-    Err(format!(
-        "{place} no member {name} (`trunkline members` shows the names)"
-    ))
-}
-
 fn of_cluster(router: &Router, name: &str) -> Result<Value, String> {
     router.look(&format!("/api/v1/members?cluster={}", encoded(name)))
 }
@@ -545,7 +516,7 @@ fn printed<T: DeserializeOwned>(
     understood(answer).map(words)
 }
 
-fn understood<T: DeserializeOwned>(answer: &Value) -> Result<T, String> {
+pub(super) fn understood<T: DeserializeOwned>(answer: &Value) -> Result<T, String> {
     let read = T::deserialize(answer);
     read.map_err(|error| format!("the router's answer is not understood; is it of another version? {error}"))
 }
@@ -585,6 +556,8 @@ mod tests {
         assert!(lines[0].starts_with("the leader db1 is in maintenance"), "{told}");
         assert!(lines[1].starts_with("Patroni is paused"), "{told}");
         assert_eq!(remarks(None, &[member_named("db1", true, "ready")]), "");
+        assert!(drained_leader(&member_named("db1", true, "drain")).contains("57P03 after hold.timeout"));
+        assert_eq!(drained_leader(&member_named("db2", false, "drain")), "");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod before_stop;
 pub mod check;
 mod completions;
 mod detach;
+mod exist;
 mod hba;
 pub(crate) mod import;
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::before_stop::time_up_to;
 use super::remote::{Remote, encoded};
 use super::tables::session_table;
 use crate::admin::{Activity, PauseReport, SessionView};
+use crate::config::shown_duration;
 
 /// For the answer, after the wait.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -106,12 +107,14 @@ fn paused(command: &Pause) -> Result<bool, String> {
     }
     if report.open == 0 {
         println!("{route}: paused, and no transaction is open");
+        println!("{}", next_step(command));
         return Ok(report.missing.is_empty());
     }
     match report.open {
         1 => println!("{route}: paused, and 1 transaction is still open"),
         open => println!("{route}: paused, and {open} transactions are still open"),
     }
+    println!("{}", next_step(command));
     let path = format!("/api/v1/sessions{}", remote.query(&[("route", Some(route))]));
     let sessions = router.look(&path)?;
     let mut sessions: Vec<SessionView> =
@@ -119,6 +122,16 @@ fn paused(command: &Pause) -> Result<bool, String> {
     sessions.retain(|session| session.state != Activity::Idle && !session.member.is_empty());
     print!("{}", session_table(&sessions));
     Ok(false)
+}
+
+/// Until when, and what ends it.
+fn next_step(command: &Pause) -> String {
+    let everywhere = if command.all_peers { " --all-peers" } else { "" };
+    format!(
+        "clients wait for {} at most, from now on whatever an earlier pause said; `trunkline unpause {}{everywhere}` lets them go on",
+        shown_duration(command.timeout),
+        command.route
+    )
 }
 
 fn report(answer: Value) -> Result<PauseReport, String> {

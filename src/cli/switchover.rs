@@ -42,6 +42,9 @@ pub(super) struct Switchover {
     /// Leave out this peer, which does not answer: its clients see errors. May be repeated.
     #[arg(long, value_name = "NAME")]
     without_peer: Vec<String>,
+    /// Undo the switchover that this router runs, as long as Patroni has not been asked.
+    #[arg(long, conflicts_with_all = ["to", "without_peer", "yes"])]
+    abort: bool,
     /// Do not ask for confirmation.
     #[arg(long)]
     yes: bool,
@@ -60,6 +63,11 @@ pub(super) fn run(command: &Switchover) -> ExitCode {
 
 fn switch_over(command: &Switchover) -> Result<bool, String> {
     let router = command.remote.router()?;
+    if command.abort {
+        router.change("/api/v1/switchover/abort", None)?;
+        println!("the switchover is being undone, and clients go on");
+        return Ok(true);
+    }
     let request = json!({
         "cluster": command.remote.cluster.as_deref().unwrap_or_default(),
         "to": command.to,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::table::Table;
-use crate::admin::{MemberView, PoolMemberView, PoolView, RouteView, ServerConnectionView, SessionView};
+use crate::admin::{
+    HoldView, MemberView, PoolMemberView, PoolView, RouteView, ServerConnectionView, SessionView,
+};
 
 /// As a cell: `-` where there is nothing.
 fn word(text: &str) -> String {
@@ -65,7 +67,7 @@ pub(super) fn member_table(members: &[MemberView]) -> String {
 
 pub(super) fn route_table(routes: &[RouteView]) -> String {
     let mut table = Table::new(&[
-        "NAME", "CLUSTER", "ACCESS", "POOL", "ADMIN", "SESSIONS", "MEMBERS",
+        "NAME", "CLUSTER", "ACCESS", "POOL", "ADMIN", "SESSIONS", "MEMBERS", "HOLD",
     ])
     .right(&["SESSIONS"]);
     for route in routes {
@@ -80,6 +82,7 @@ pub(super) fn route_table(routes: &[RouteView]) -> String {
             },
             route.sessions.to_string(),
             word(&route.members.join(",")),
+            optional(route.hold.as_ref().map(HoldView::in_short).as_ref()),
         ]);
     }
     table.text()
@@ -172,7 +175,7 @@ pub(super) fn session_table(sessions: &[SessionView]) -> String {
             word(&session.member),
             session.process_id.to_string(),
             session_state(session),
-            optional(session.held_s.map(age).as_ref()),
+            optional(held(session).as_ref()),
             age(session.age_s),
             session.transactions.to_string(),
             bytes(session.bytes_up),
@@ -182,6 +185,24 @@ pub(super) fn session_table(sessions: &[SessionView]) -> String {
         ]);
     }
     table.text()
+}
+
+/// For how long it has had its server connection, or waits for one.
+fn held(session: &SessionView) -> Option<String> {
+    let waits = session.waiting_s.map(|waits| format!("waits {}", age(waits)));
+    waits.or_else(|| session.held_s.map(age))
+}
+
+/// What a table of pools does not count.
+pub(super) fn held_beside_pools(holds: &[HoldView], route: Option<&str>) -> String {
+    let mut text = String::new();
+    for hold in holds {
+        if hold.clients > 0 && route.is_none_or(|route| route == hold.route) {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "held, and not in WAITING: {}", hold.in_words());
+        }
+    }
+    text
 }
 
 /// `idle`, `idle, detached`, `idle, pinned (listen)`, `active (ending: …)`

@@ -260,10 +260,11 @@ fn why(no_leader: &NoLeader, snapshot: &Snapshot) -> String {
     let NoLeader::ProbeFails { member, .. } = no_leader else {
         return no_leader.to_string();
     };
-    match snapshot
-        .member(member)
-        .and_then(|member| member.health.error.as_deref())
-    {
+    let member_now = snapshot.member(member);
+    match member_now.and_then(|member| member.health.error.as_deref()) {
+        Some(error) if member_now.is_some_and(|member| member.leaving.is_some()) => {
+            format!("{member} holds the leader key, and its server is being stopped: {error}")
+        }
         Some(error) => format!(
             "{member} holds the leader key, but the router's probe fails: {error}; run `trunkline check --connect`"
         ),

@@ -244,6 +244,17 @@ fn the_reason_for_which_the_probe_of_the_leader_fails_is_in_the_log() {
             )
         ]
     );
+    // Nothing is to be checked where the stop was ordered.
+    let mut ordered = failed.clone();
+    ordered.members[0].leaving = Some(Arc::new(crate::cluster::snapshot::StopOrder::unnamed(
+        Instant::now(),
+    )));
+    assert_eq!(
+        texts(&leader, &ordered)[1],
+        format!(
+            "a is no longer the leader: a holds the leader key, and its server is being stopped: {reason}"
+        )
+    );
     // Another reason is reported as the member's, at intervals.
     let mut refused = failed.clone();
     refused.leader = Leader::None(NoLeader::NotReachable(member()));

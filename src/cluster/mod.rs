@@ -57,7 +57,7 @@ pub use self::metrics::Metrics;
 use self::service_account::ServiceAccount;
 use self::snapshot::{AdminState, Leader, Member, MemberName, Snapshot};
 use self::state::Observation;
-pub use self::state::{Evidence, LagLimits, LeaveToken};
+pub use self::state::{Evidence, LagLimits, LeaveRequest, LeaveToken};
 use crate::auth::lookup::{LookupAnswer, Standing};
 use crate::auth::rules::Memberships;
 use crate::backend::TlsClient;
@@ -242,12 +242,8 @@ impl ClusterHandle {
 
     /// The member's server is about to be stopped: it gets nothing new until then, or until it has
     /// been stopped. To be repeated to renew it.
-    pub fn leaving(&self, member: &MemberName, token: LeaveToken, until: Instant) -> Result<(), Busy> {
-        self.send(Observation::Leaving {
-            member: member.clone(),
-            token,
-            until,
-        })
+    pub fn leaving(&self, request: LeaveRequest) -> Result<(), Busy> {
+        self.send(Observation::Leaving(request))
     }
 
     /// A switchover by this router is over. `held`: for how long clients were held, if another
@@ -260,6 +256,11 @@ impl ClusterHandle {
     /// Ends an order of [`Self::leaving`].
     pub fn end_leaving(&self, token: LeaveToken) -> Result<(), Busy> {
         self.send(Observation::EndLeaving(token))
+    }
+
+    /// Ends every order about the member that is not of a switchover.
+    pub fn end_stops(&self, member: &MemberName) -> Result<(), Busy> {
+        self.send(Observation::EndStops(member.clone()))
     }
 
     fn send(&self, observation: Observation) -> Result<(), Busy> {

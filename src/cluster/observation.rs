@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::check::CheckStatus;
 use super::snapshot::{AdminState, MemberName, ProbeFacts, Role};
-use super::state::{LagLimits, LeaveToken};
+use super::state::{LagLimits, LeaveRequest, LeaveToken};
 
 /// Where the list of members comes from. It decides how the leader is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,13 +209,11 @@ pub enum Observation {
     Weight(MemberName, Option<u16>),
     /// The member's server is about to be stopped: it gets nothing new until then, or until it has
     /// been stopped.
-    Leaving {
-        member: MemberName,
-        token: LeaveToken,
-        until: Instant,
-    },
+    Leaving(LeaveRequest),
     /// The server is not stopped after all.
     EndLeaving(LeaveToken),
+    /// No `before-stop` for the member counts any more.
+    EndStops(MemberName),
     /// The system identifier by which a leader was verified before the configuration was read
     /// again.
     Identity(u64),

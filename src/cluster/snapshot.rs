@@ -1,5 +1,7 @@
 //! The snapshot: one immutable, versioned value.
 
+mod stop;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::check::CheckStatus;
+pub use stop::{MAX_ORDERED_BY, OrderedBy, StopOrder};
 
 /// A member's name from Patroni or the fixed list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -236,9 +239,9 @@ pub struct Member {
     pub health: Health,
     pub identity: Identity,
     pub admin: AdminState,
-    /// Its server is about to be stopped, by an order: it gets nothing new. It may still be the
+    /// Its server is about to be stopped, by this order: it gets nothing new. It may still be the
     /// verified leader.
-    pub leaving: bool,
+    pub leaving: Option<Arc<StopOrder>>,
     /// How far it is behind the leader, by this router's probes; `None` if it is not known, and for
     /// a member that accepts writes.
     pub measured: Option<Lag>,

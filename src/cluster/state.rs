@@ -75,8 +75,8 @@ mod leaving;
 mod member;
 mod view;
 
-pub use self::leaving::LeaveToken;
 use self::leaving::LeavingMembers;
+pub use self::leaving::{LeaveRequest, LeaveToken};
 use self::member::{MemberState, ProbeHistory};
 use self::view::differs;
 use super::check::CheckStatus;
@@ -249,15 +249,14 @@ impl State {
             Observation::Weight(member, Some(weight)) => {
                 self.weights.insert(member, weight.min(MOST_WEIGHT));
             }
-            Observation::Weight(member, None) => {
-                self.weights.remove(&member);
-            }
-            Observation::Leaving { member, token, until } => {
-                self.leaving.order(member, token, until, now);
+            Observation::Weight(member, None) => drop(self.weights.remove(&member)),
+            Observation::Leaving(request) => {
+                self.leaving.order(request, now);
                 // Its end is to be seen soon.
                 self.hint(now, AFTER_HINT);
             }
             Observation::EndLeaving(token) => self.leaving.end(token),
+            Observation::EndStops(member) => self.leaving.end_stops(&member),
             Observation::Identity(identifier) => {
                 self.identifier = Some(identifier);
                 self.is_verified = true;

@@ -293,8 +293,9 @@ impl LeaderAccess {
 }
 
 impl LeaderAccess {
-    /// Connections of clients to the leader, without the service account's, without those of the
-    /// server processes `known`, and without those from `routers`. The largest groups first.
+    /// Connections of clients to the leader, without the service account's and Patroni's own,
+    /// without those of the server processes `known`, and without those from `routers`. The largest
+    /// groups first.
     ///
     /// # Errors
     /// The leader does not say.
@@ -314,7 +315,8 @@ impl LeaderAccess {
         let routers: Vec<String> = routers.iter().map(|address| format!("'{address}'")).collect();
         let sql = format!(
             "SELECT coalesce(host(client_addr), 'a Unix socket'), coalesce(application_name, ''), count(*)::text FROM \
-             pg_stat_activity WHERE backend_type = 'client backend' AND usename IS DISTINCT FROM current_user AND NOT pid = \
+             pg_stat_activity WHERE backend_type = 'client backend' AND usename IS DISTINCT FROM current_user AND NOT \
+             coalesce(application_name, '') = ANY (ARRAY['Patroni', 'Patroni heartbeat', 'Patroni restapi']) AND NOT pid = \
              ANY (ARRAY[{}]::int[]) AND (client_addr IS NULL OR NOT client_addr = ANY (ARRAY[{}]::inet[])) GROUP BY 1, 2 \
              ORDER BY count(*) DESC LIMIT {MAX_DIRECT}",
             known.join(","),
@@ -333,8 +335,23 @@ impl LeaderAccess {
             application: text(row.get(1)),
             connections: text(row.get(2)).parse().unwrap_or_default(),
         };
-        Ok(rows.iter().map(group).collect())
+        Ok(grouped(rows.iter().map(group)))
     }
+}
+
+/// Those that look the same are one line: their names may differ in what is not shown.
+fn grouped(all: impl Iterator<Item = DirectConnections>) -> Vec<DirectConnections> {
+    let mut groups: Vec<DirectConnections> = Vec::new();
+    for one in all {
+        let is_same = |group: &&mut DirectConnections| {
+            (&group.from, &group.application) == (&one.from, &one.application)
+        };
+        match groups.iter_mut().find(is_same) {
+            Some(group) => group.connections += one.connections,
+            None => groups.push(one),
+        }
+    }
+    groups
 }
 
 /// What a status means. 2xx: done. 4xx: nothing happens. Others: nobody knows.

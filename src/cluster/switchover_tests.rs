@@ -55,7 +55,7 @@ fn member(name: &str, role: Role) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
-        leaving: false,
+        leaving: None,
         measured: None,
         lagging: BTreeSet::new(),
         share: WHOLE_SHARE,

@@ -8,6 +8,7 @@
 //! Refuses: events of single sessions. A session writes its own log lines.
 
 mod cluster;
+mod hold;
 mod operator;
 mod process;
 mod reload;
@@ -20,6 +21,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 pub use cluster::{ClusterChange, ClusterEvent, LeaderSource, MemberFacts};
+pub use hold::HoldEvent;
 pub use operator::OperatorEvent;
 pub use process::ProcessEvent;
 pub use reload::ReloadEvent;
@@ -57,6 +59,7 @@ pub enum Event {
     Reload(ReloadEvent),
     Process(ProcessEvent),
     Operator(OperatorEvent),
+    Hold(HoldEvent),
 }
 
 impl Event {
@@ -66,6 +69,7 @@ impl Event {
             Self::Reload(event) => event.level(),
             Self::Process(event) => event.level(),
             Self::Operator(event) => event.level(),
+            Self::Hold(event) => event.level(),
         }
     }
 
@@ -75,6 +79,7 @@ impl Event {
             Self::Reload(event) => event.log(),
             Self::Process(event) => event.log(),
             Self::Operator(event) => event.log(),
+            Self::Hold(event) => event.log(),
         }
     }
 }
@@ -87,6 +92,7 @@ impl fmt::Display for Event {
             Self::Reload(event) => event.fmt(f),
             Self::Process(event) => event.fmt(f),
             Self::Operator(event) => event.fmt(f),
+            Self::Hold(event) => event.fmt(f),
         }
     }
 }
@@ -112,6 +118,12 @@ impl From<ProcessEvent> for Event {
 impl From<OperatorEvent> for Event {
     fn from(event: OperatorEvent) -> Self {
         Self::Operator(event)
+    }
+}
+
+impl From<HoldEvent> for Event {
+    fn from(event: HoldEvent) -> Self {
+        Self::Hold(event)
     }
 }
 

@@ -91,6 +91,12 @@ pub enum OperatorEvent {
         waited_ms: u64,
         by: String,
     },
+    /// The member is not stopped after all: its clients go on.
+    StopCalledOff {
+        cluster: String,
+        member: String,
+        by: String,
+    },
     SwitchoverBegun {
         cluster: String,
         leader: String,
@@ -139,7 +145,9 @@ impl OperatorEvent {
                 weight,
                 by,
             } => line!(%cluster, %member, weight, %by),
-            Self::WeightReset { cluster, member, by } => line!(%cluster, %member, %by),
+            Self::WeightReset { cluster, member, by } | Self::StopCalledOff { cluster, member, by } => {
+                line!(%cluster, %member, %by);
+            }
             Self::SessionsEnded {
                 cluster,
                 member,
@@ -215,6 +223,7 @@ impl fmt::Display for OperatorEvent {
             Self::StopPrepared { .. } => {
                 "the clients of a member are held: its server is about to be stopped"
             }
+            Self::StopCalledOff { .. } => "the member is not stopped after all: its clients go on",
             Self::SwitchoverBegun { .. } => "a switchover begins",
             Self::SwitchoverEnded {
                 has_succeeded: true, ..

@@ -1,6 +1,7 @@
 //! Targets, tags, weights, zones and balance.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use super::*;
 use crate::config::{Balance, Server};
@@ -193,18 +194,26 @@ fn refused_members_have_the_most_specific_reason() {
 #[test]
 fn a_member_that_is_about_to_be_stopped_serves_nobody_and_stays_the_leader() {
     let mut cluster = five();
-    cluster.members[1].leaving = true;
+    let order = Arc::new(StopOrder::unnamed(tokio::time::Instant::now()));
+    cluster.members[1].leaving = Some(Arc::clone(&order));
     let refused = choose(&cluster, &to(&[&[TargetRole::Leader]]));
     assert_eq!(names(&refused), [""; 0]);
     let leader = MemberName::new("leader");
-    assert!(refused.refused.contains(&(leader.clone(), Reason::Leaving)));
+    assert!(
+        refused
+            .refused
+            .contains(&(leader.clone(), Reason::Leaving(Arc::clone(&order))))
+    );
     assert!(matches!(&cluster.leader, Leader::Verified { member, .. } if *member == leader));
     // It is stopped.
     cluster.members[1].health.up = false;
     let refused = choose(&cluster, &to(&[&[TargetRole::Leader]])).refused;
-    assert!(!refused.contains(&(leader, Reason::Leaving)), "{refused:?}");
+    assert!(
+        !refused.contains(&(leader, Reason::Leaving(Arc::clone(&order)))),
+        "{refused:?}"
+    );
     let mut cluster = five();
-    cluster.members[0].leaving = true;
+    cluster.members[0].leaving = Some(order);
     let chosen = choose(&cluster, &to_replica());
     assert!(!names(&chosen).contains(&"async"), "{chosen:?}");
     assert!(!chosen.candidates.is_empty());

@@ -48,7 +48,10 @@ pub fn leave(snapshot: &Snapshot, route: &str, policy: OnUnfit, member: &MemberN
             .then_some((Unfit::Close, LeaveReason::Maintenance as fn(_) -> _)),
         // As with `keep`, but that what can move does.
         (current.admin == AdminState::Drain).then_some((Unfit::Keep, LeaveReason::Draining)),
-        current.leaving.then_some((Unfit::Keep, LeaveReason::Stopping)),
+        current
+            .leaving
+            .is_some()
+            .then_some((Unfit::Keep, LeaveReason::Stopping)),
         // A member that was never probed is not down.
         (!current.health.up && current.health.error.is_some()).then_some((policy.down, LeaveReason::Down)),
         current
@@ -76,8 +79,13 @@ pub fn leave(snapshot: &Snapshot, route: &str, policy: OnUnfit, member: &MemberN
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Arc;
+
+    use tokio::time::Instant;
+
     use super::super::policy::tests::three;
     use super::*;
+    use crate::cluster::snapshot::StopOrder;
 
     const GRACE: Duration = Duration::from_secs(7);
 
@@ -114,7 +122,7 @@ mod tests {
         };
         let maint: Change = |member| member.admin = AdminState::Maint;
         let drain: Change = |member| member.admin = AdminState::Drain;
-        let leaving: Change = |member| member.leaving = true;
+        let leaving: Change = |member| member.leaving = Some(Arc::new(StopOrder::unnamed(Instant::now())));
         let drained_and_down: Change = |member| {
             member.admin = AdminState::Drain;
             member.health.up = false;

@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::balance::{self, Share, Turns};
 use super::tags;
-use crate::cluster::snapshot::{AdminState, Identity, Leader, Member, MemberName, NoLeader, Role, Snapshot};
+use crate::cluster::snapshot::{
+    AdminState, Identity, Leader, Member, MemberName, NoLeader, Role, Snapshot, StopOrder,
+};
 use crate::config::{Access, Route, Server, TargetRole, Tier};
 
 /// A member that may serve, with the reason.
@@ -67,8 +70,8 @@ pub enum Reason {
     Maintenance,
     #[error("is being drained")]
     Draining,
-    #[error("is about to be stopped")]
-    Leaving,
+    #[error("is about to be stopped: {0}")]
+    Leaving(Arc<StopOrder>),
     #[error("has not been reached yet")]
     NotYetProbed,
     #[error("is down: {0}")]
@@ -351,8 +354,10 @@ fn usable(member: &Member) -> Result<(), Reason> {
         AdminState::Drain => return Err(Reason::Draining),
         AdminState::Maint => return Err(Reason::Maintenance),
     }
-    if member.leaving && member.health.up {
-        return Err(Reason::Leaving);
+    if let Some(order) = &member.leaving
+        && member.health.up
+    {
+        return Err(Reason::Leaving(Arc::clone(order)));
     }
     if !member.health.up {
         return Err(match &member.health.error {

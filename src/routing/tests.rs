@@ -44,7 +44,7 @@ fn member(name: &str, role: Role, state: &str, in_recovery: bool) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
-        leaving: false,
+        leaving: None,
         measured: None,
         lagging: BTreeSet::new(),
         share: 100,

@@ -24,7 +24,7 @@ use crate::admin::{
     Activity, Change, Ending, IdleConnectionView, PoolMemberView, PoolView, Readiness, Reconnection,
     ReloadAnswer, SessionView,
 };
-use crate::cluster::snapshot::{AdminState, MemberName};
+use crate::cluster::snapshot::{AdminState, MemberName, OrderedBy};
 use crate::cluster::{Busy, ClusterHandle, PreparedCluster};
 use crate::session::disabled::DisabledRoutes;
 use crate::session::end::{Order, Reason};
@@ -412,14 +412,19 @@ impl Administration {
     }
 
     /// Pauses a route at this process, or ends that; it is kept over a restart.
-    pub(super) fn pause_route(&self, route: &str, lasts: Option<Duration>) -> Result<(), Busy> {
+    pub(super) fn pause_route(
+        &self,
+        route: &str,
+        lasts: Option<Duration>,
+        by: Option<&OrderedBy>,
+    ) -> Result<(), Busy> {
         let overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_handing_over.load(Ordering::Relaxed) {
             return Err(Busy);
         }
         let paused = self.occupancy.paused_routes();
         match lasts {
-            Some(lasts) if !paused.pause(route, Instant::now() + lasts) => return Err(Busy),
+            Some(lasts) if !paused.pause_by(route, Instant::now() + lasts, by) => return Err(Busy),
             Some(_) => {}
             None => drop(paused.unpause(route)),
         }
@@ -544,6 +549,7 @@ fn session_view(entry: &SessionEntry) -> SessionView {
             .map(|reason| reason.label().to_owned())
             .collect(),
         held_s: entry.held_s(),
+        waiting_s: entry.waiting_s(),
         age_s: origin.client.since.elapsed().as_secs(),
         bytes_up: traffic.bytes_up,
         bytes_down: traffic.bytes_down,

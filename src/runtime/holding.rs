@@ -1,7 +1,6 @@
 //! Orders that hold clients, given by this router: to its own processes, and to its peers.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,17 +15,18 @@ use tracing::info;
 
 use super::administration::Administration;
 use super::running_hold::{LOOK, Round, RunningHold};
-use super::switchover::{DEFAULT_GRACE, RunningSwitchover, Switchover};
+use super::switchover::{RunningSwitchover, Switchover};
+use super::switchover_plan::{grace, longest_grace};
 use crate::admin::{
-    HoldOperations, PauseReport, PauseRequest, StopReport, SwitchoverPlan, SwitchoverRequest,
-    SwitchoverStatus,
+    HoldOperations, HoldView, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
+    SwitchoverRequest, SwitchoverStatus,
 };
-use crate::cluster::snapshot::{Leader, Member, MemberName, Snapshot};
-use crate::cluster::switchover::{self, CHECKPOINT, LeaderAccess, SwitchoverRight};
+use crate::cluster::snapshot::{MemberName, OrderedBy, Snapshot};
+use crate::cluster::switchover::CHECKPOINT;
 use crate::cluster::{ClusterHandle, LeaveToken};
 use crate::events::Events;
 use crate::session::Shared;
-use crate::session::holds::{HoldAnswer, HoldOrder, HoldRefusal, HoldRequest};
+use crate::session::holds::{HoldAnswer, HoldOrder, HoldRefusal, HoldRequest, KnownSwitchover};
 use crate::session::paused::MAX_PAUSE;
 use crate::session::peers::PeerOrders;
 
@@ -37,8 +37,6 @@ const SPARE: Duration = Duration::from_millis(250);
 /// How long a pause lasts, and how long open transactions may take, where nothing is said.
 const DEFAULT_PAUSE: Duration = Duration::from_mins(5);
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-/// For the name service to say where the peers are.
-const NAMES: Duration = Duration::from_secs(2);
 
 /// A switchover that is over is shown for so long before this process may end.
 const SHOWN: Duration = Duration::from_millis(500);
@@ -50,18 +48,20 @@ type Stops = BTreeMap<StoppedMember, Instant>;
 /// Gives orders that hold clients.
 #[derive(Debug)]
 pub(super) struct HoldingRouter {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// The runtime of the tasks that renew orders.
     control: Handle,
     tracker: TaskTracker,
     stop: CancellationToken,
-    administration: Arc<Administration>,
+    pub(super) administration: Arc<Administration>,
     events: Events,
     /// The one that runs, or the last one.
     switchover: Mutex<Option<Arc<RunningSwitchover>>>,
     /// Until when the clients of a member that is about to be stopped are held, by its cluster and
     /// its name. An entry goes when its order is over.
     stops: Arc<Mutex<Stops>>,
+    /// The name of this host.
+    own_name: String,
 }
 
 impl HoldingRouter {
@@ -81,6 +81,7 @@ impl HoldingRouter {
             events,
             switchover: Mutex::default(),
             stops: Arc::default(),
+            own_name: host_name(),
         }
     }
 
@@ -102,6 +103,7 @@ impl HoldingRouter {
         cluster: &str,
         member: &MemberName,
         is_switchover: bool,
+        by: &str,
     ) -> Result<RunningHold, String> {
         let snapshot = self.snapshot(cluster)?;
         let identifier = snapshot.system_identifier.ok_or_else(|| {
@@ -118,6 +120,8 @@ impl HoldingRouter {
                 token: LeaveToken::random(),
                 lasts_ms: 0,
                 is_switchover,
+                by: Some(self.by(by)),
+                ends_ms: None,
             },
             until: Instant::now() + longest,
             longest,
@@ -125,9 +129,17 @@ impl HoldingRouter {
         })
     }
 
-    fn cluster(&self, cluster: &str) -> Result<ClusterHandle, String> {
+    /// Who orders something here, as the peers see it.
+    fn by(&self, operator: &str) -> OrderedBy {
+        OrderedBy::new(&self.own_name, operator)
+    }
+
+    pub(super) fn cluster(&self, cluster: &str) -> Result<ClusterHandle, String> {
         let handle = self.shared.holds.named(cluster);
-        handle.ok_or_else(|| format!("there is no cluster {cluster}"))
+        handle.ok_or_else(|| {
+            let names = self.shared.holds.names();
+            format!("there is no cluster {cluster} (there is: {})", names.join(", "))
+        })
     }
 
     fn snapshot(&self, cluster: &str) -> Result<Arc<Snapshot>, String> {
@@ -167,9 +179,10 @@ impl HoldingRouter {
     }
 }
 
-fn pause_for(route: &str, lasts: Duration) -> HoldRequest {
+fn pause_for(route: &str, lasts: Duration, by: Option<OrderedBy>) -> HoldRequest {
     HoldRequest::Pause {
         route: route.to_owned(),
+        by,
         lasts_ms: u32::try_from(lasts.as_millis()).unwrap_or(u32::MAX),
     }
 }
@@ -186,167 +199,14 @@ fn report(route: &str, began: Instant, round: &Round) -> PauseReport {
     }
 }
 
-/// What Patroni and the servers need of the time for which clients are held.
-const NEEDED: Duration = Duration::from_secs(5);
-
-fn grace(request: &SwitchoverRequest) -> Duration {
-    request.grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis)
+fn in_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The longest grace behind which there is time left to switch over.
-fn longest_grace(longest: Duration) -> Duration {
-    longest.saturating_sub(NEEDED)
-}
-
-/// The sentence for a grace that is longer. The default is cut instead.
-fn too_long(grace: Duration, longest: Duration) -> Option<String> {
-    let most = longest_grace(longest);
-    (grace > most && grace > DEFAULT_GRACE).then(|| {
-        format!(
-            "a grace of {} s is too long: clients are held for {} s at most, by Patroni's ttl and loop_wait, and the \
-             switchover itself needs some of it; use --grace {}s",
-            grace.as_secs(),
-            longest.as_secs(),
-            most.as_secs()
-        )
-    })
-}
-
-/// What a planned switchover needs.
-struct PreparedSwitchover {
-    hold: RunningHold,
-    access: Arc<LeaderAccess>,
-    rest: String,
-    leader: Member,
-    candidate: MemberName,
-}
-
-impl HoldingRouter {
-    /// What a switchover would do. It gives no order.
-    async fn plan(
-        &self,
-        request: &SwitchoverRequest,
-    ) -> Result<(SwitchoverPlan, PreparedSwitchover), String> {
-        let cluster = self.cluster(&request.cluster)?;
-        let snapshot = cluster.snapshot();
-        let wanted = request.to.as_deref().map(MemberName::new);
-        let candidate = switchover::candidate(&snapshot, wanted.as_ref())?;
-        let Leader::Verified { member: name, .. } = &snapshot.leader else {
-            return Err("there is no verified leader to switch over from".to_owned());
-        };
-        let leader = snapshot.member(name).ok_or("the leader is not listed")?.clone();
-        let access = Arc::new(cluster.leader_access().map_err(|error| error.to_string())?);
-        let mut hold = self.prepare(&request.cluster, name, true)?;
-        let mut problems = Vec::new();
-        problems.extend(too_long(grace(request), hold.longest));
-        if snapshot.switchover_requested {
-            problems.push(
-                "another switchover is requested: etcd has Patroni's key \"failover\". Wait for its end, or remove it with \
-                 `patronictl flush CLUSTER switchover`"
-                    .to_owned(),
-            );
-        }
-        for peer in &request.without_peers {
-            if !hold.peers.as_mut().is_some_and(|peers| peers.leave_out(peer)) {
-                problems.push(format!("there is no peer {peer}"));
-            }
-        }
-        let peers = hold.peers.as_ref().map(PeerOrders::names).unwrap_or_default();
-        let round = hold.look().await;
-        if let Some(Err(refusal)) = round.own {
-            problems.push(refusal.to_string());
-        }
-        let missing = round.missing();
-        if !missing.is_empty() {
-            problems.extend(missing);
-            if !peers.is_empty() {
-                problems.push("--without-peer NAME leaves a peer out: its clients see errors".to_owned());
-            }
-        }
-        for (peer, answer) in &round.peers {
-            if answer.as_ref().is_ok_and(|activity| !activity.is_leader) {
-                problems.push(format!("peer {peer} does not see {name} as the leader"));
-            }
-        }
-        let mut remarks = Vec::new();
-        let (known, routers) = (
-            self.known_processes(&request.cluster),
-            self.addresses_of_peers().await,
-        );
-        let direct = access.direct_connections(&leader, &known, &routers).await;
-        let direct = direct.unwrap_or_else(|error| {
-            remarks.push(format!(
-                "the connections that do not come through the routers are not known: {error}"
-            ));
-            Vec::new()
-        });
-        match access.may_checkpoint(&leader).await {
-            Ok(true) => {}
-            Ok(false) => remarks.push(
-                "there will be no checkpoint before clients are held: the service account needs GRANT pg_checkpoint \
-                 (PostgreSQL 15 and later)"
-                    .to_owned(),
-            ),
-            Err(error) => remarks.push(format!(
-                "whether the service account may make a checkpoint is not known: {error}"
-            )),
-        }
-        let rest = match access.rest_of(name).await {
-            Ok((rest, is_scheduled)) => {
-                if is_scheduled {
-                    problems.push("Patroni has a scheduled switchover: cancel it first".to_owned());
-                }
-                match access.right(&rest).await {
-                    SwitchoverRight::Allowed => {}
-                    SwitchoverRight::Denied(why) => problems.push(format!(
-                        "Patroni does not let the router switch over ({why}): see username and password_file of clusters.NAME.patroni"
-                    )),
-                    SwitchoverRight::Unknown(why) => problems.push(format!("{rest}/switchover: {why}")),
-                }
-                rest
-            }
-            Err(error) => {
-                problems.push(error);
-                String::new()
-            }
-        };
-        let plan = SwitchoverPlan {
-            cluster: request.cluster.clone(),
-            leader: name.to_string(),
-            candidate: candidate.to_string(),
-            sessions: round.activity(),
-            peers,
-            direct,
-            remarks,
-            problems,
-        };
-        let prepared = PreparedSwitchover {
-            hold,
-            access,
-            rest,
-            leader,
-            candidate,
-        };
-        Ok((plan, prepared))
-    }
-
-    /// The server processes of this process's sessions and pools.
-    fn known_processes(&self, cluster: &str) -> Vec<u32> {
-        let sessions = self.shared.registry.sessions_of(cluster);
-        let held = sessions.iter().filter_map(|entry| entry.placement());
-        let held = held.map(|placement| placement.process_id);
-        let pools = self.administration.pools();
-        let members = pools.iter().flat_map(|pool| &pool.members);
-        let idle = members.flat_map(|member| &member.idle_connections);
-        held.chain(idle.map(|idle| idle.process_id)).collect()
-    }
-
-    async fn addresses_of_peers(&self) -> Vec<IpAddr> {
-        match self.shared.peers.load_full() {
-            Some(peers) => peers.addresses(Instant::now() + NAMES).await,
-            None => Vec::new(),
-        }
-    }
+/// By which the peers know where an order comes from, unless they know its address.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.map(|name| name.trim().to_owned()).unwrap_or_default()
 }
 
 impl HoldOperations for HoldingRouter {
@@ -355,19 +215,22 @@ impl HoldOperations for HoldingRouter {
         cluster: &'a str,
         member: &'a MemberName,
         grace: Duration,
+        by: &'a str,
     ) -> BoxFuture<'a, Result<StopReport, String>> {
         async move {
             let began = Instant::now();
-            let mut hold = self.prepare(cluster, member, false)?;
+            let mut hold = self.prepare(cluster, member, false, by)?;
             let key = (cluster.to_owned(), member.clone());
             let snapshot = self.snapshot(cluster)?;
-            let is_leaving = snapshot.member(member).is_some_and(|member| member.leaving);
+            let is_leaving = snapshot
+                .member(member)
+                .is_some_and(|member| member.leaving.is_some());
             hold.until = self.stop_until(key.clone(), is_leaving, hold.until);
             let limit = self.stop_limit(cluster).await.saturating_sub(SPARE);
             let deadline = (began + grace.min(limit)).min(hold.until);
             let what = format!("the clients of {member} are held, as its server is about to be stopped");
             let order = self.administration.orders.begin(what, hold.until);
-            info!(cluster, %member, "the server is about to be stopped: its clients are held");
+            info!(cluster, %member, %by, "the server is about to be stopped: its clients are held");
             let tracker = self.tracker.clone();
             let (member, stop) = (member.as_str().to_owned(), self.stop.clone());
             let (stops, until) = (Arc::clone(&self.stops), hold.until);
@@ -390,6 +253,7 @@ impl HoldOperations for HoldingRouter {
                     member,
                     waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
                     left: round.activity(),
+                    held_ms: Some(in_ms(hold.until().saturating_duration_since(Instant::now()))),
                     missing: round.missing(),
                 };
                 tracker.spawn(async move {
@@ -403,6 +267,58 @@ impl HoldOperations for HoldingRouter {
                 Ok(report)
             };
             self.detached(waiting).await?
+        }
+        .boxed()
+    }
+
+    fn check_stop<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+    ) -> BoxFuture<'a, Result<StopCheck, String>> {
+        async move {
+            let mut hold = self.prepare(cluster, member, false, "")?;
+            let round = hold.look().await;
+            if let Some(Err(refusal)) = &round.own {
+                return Err(refusal.to_string());
+            }
+            Ok(StopCheck {
+                cluster: cluster.to_owned(),
+                member: member.to_string(),
+                limit_ms: in_ms(self.stop_limit(cluster).await),
+                held_ms: in_ms(hold.longest),
+                left: round.activity(),
+                peers: round
+                    .peers
+                    .iter()
+                    .map(|(peer, answer)| (peer.clone(), answer.as_ref().err().cloned()))
+                    .collect(),
+                missing: round.missing.clone(),
+            })
+        }
+        .boxed()
+    }
+
+    fn end_stop<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+    ) -> BoxFuture<'a, Result<StopEnd, String>> {
+        async move {
+            let order = self.prepare(cluster, member, false, "")?.order;
+            let request = HoldRequest::EndStop {
+                cluster: order.cluster,
+                member: order.member,
+            };
+            let round = self.order(&mut self.peers(true), &request).await;
+            if let Some(Err(refusal)) = &round.own {
+                return Err(refusal.to_string());
+            }
+            Ok(StopEnd {
+                member: member.to_string(),
+                was_held: round.answers().any(|answer| answer.is_leaving),
+                missing: round.missing(),
+            })
         }
         .boxed()
     }
@@ -427,15 +343,16 @@ impl HoldOperations for HoldingRouter {
         &'a self,
         request: &'a SwitchoverRequest,
     ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
-        async move { Ok(self.plan(request).await?.0) }.boxed()
+        async move { Ok(self.plan(request, "").await?.0) }.boxed()
     }
 
     fn switch_over<'a>(
         &'a self,
         request: &'a SwitchoverRequest,
+        by: &'a str,
     ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
         async move {
-            let (plan, prepared) = self.plan(request).await?;
+            let (plan, prepared) = self.plan(request, by).await?;
             if !plan.problems.is_empty() {
                 return Err(plan.problems.join("; "));
             }
@@ -485,18 +402,20 @@ impl HoldOperations for HoldingRouter {
         &'a self,
         route: &'a str,
         pause: &'a PauseRequest,
+        by: &'a str,
     ) -> BoxFuture<'a, Result<PauseReport, String>> {
         async move {
             let began = Instant::now();
             let lasts = pause.timeout_ms.map_or(DEFAULT_PAUSE, Duration::from_millis);
             let lasts = lasts.min(MAX_PAUSE);
+            let by = self.by(by);
             let deadline = began + pause.wait_ms.map_or(DEFAULT_WAIT, Duration::from_millis);
             self.administration
-                .pause_route(route, Some(lasts))
+                .pause_route(route, Some(lasts), Some(&by))
                 .map_err(|busy| busy.to_string())?;
             let mut peers = self.peers(pause.all_peers);
             // Ordered once: whoever ends it meanwhile has the last word.
-            let mut round = self.order(&mut peers, &pause_for(route, lasts)).await;
+            let mut round = self.order(&mut peers, &pause_for(route, lasts, Some(by))).await;
             let look = HoldRequest::Look {
                 route: route.to_owned(),
             };
@@ -535,7 +454,7 @@ impl HoldOperations for HoldingRouter {
             let began = Instant::now();
             let mut was_paused = self.paused().contains_key(route);
             self.administration
-                .pause_route(route, None)
+                .pause_route(route, None, None)
                 .map_err(|busy| busy.to_string())?;
             let mut peers = self.peers(true);
             if !all_peers && let Some(peers) = &mut peers {
@@ -543,7 +462,9 @@ impl HoldOperations for HoldingRouter {
                 let look = HoldRequest::Look {
                     route: route.to_owned(),
                 };
-                let own = self.order(&mut None, &pause_for(route, Duration::ZERO)).await;
+                let own = self
+                    .order(&mut None, &pause_for(route, Duration::ZERO, None))
+                    .await;
                 let mut report = report(route, began, &own);
                 report.was_paused = was_paused;
                 for (peer, answer) in peers.ask(&look).await {
@@ -565,7 +486,9 @@ impl HoldOperations for HoldingRouter {
                     |(_, answer)| matches!(answer, Ok(HoldAnswer::Done(activity)) if activity.is_leaving),
                 );
             }
-            let round = self.order(&mut peers, &pause_for(route, Duration::ZERO)).await;
+            let round = self
+                .order(&mut peers, &pause_for(route, Duration::ZERO, None))
+                .await;
             let mut report = report(route, began, &round);
             report.was_paused = was_paused;
             Ok(report)
@@ -577,19 +500,64 @@ impl HoldOperations for HoldingRouter {
         let now = Instant::now();
         let all = self.shared.occupancy.paused_routes().all();
         all.iter()
-            .filter(|(_, until)| **until > now)
-            .map(|(route, until)| (route.to_string(), *until - now))
+            .filter(|(_, pause)| pause.until > now)
+            .map(|(route, pause)| (route.to_string(), pause.until - now))
+            .collect()
+    }
+
+    fn holds(&self) -> Vec<HoldView> {
+        let held = self.shared.occupancy.held_routes();
+        let others = self.shared.generations.totals().held();
+        let elsewhere = |route: &str| others.get(route).copied().unwrap_or_default();
+        held.iter()
+            .map(|held| HoldView::new(held, elsewhere(&held.route)))
             .collect()
     }
 
     fn switchover(&self) -> Option<SwitchoverStatus> {
-        let current = self.switchover.lock().unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().map(|current| current.status())
+        let own = {
+            let current = self.switchover.lock().unwrap_or_else(PoisonError::into_inner);
+            current.as_ref().map(|current| current.status())
+        };
+        if own.as_ref().is_some_and(|own| !own.is_over) {
+            return own;
+        }
+        let elsewhere = self.shared.holds.switchovers().into_iter().next();
+        elsewhere.map(run_elsewhere).or(own)
     }
 
     fn abort_switchover(&self) -> Result<(), String> {
         let current = self.switchover.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = current.as_ref().ok_or("no switchover runs")?;
-        current.abort()
+        match current.as_ref() {
+            Some(current) if !current.status().is_over => current.abort(),
+            _ => Err(match self.shared.holds.switchovers().first() {
+                Some(known) => format!(
+                    "{} runs the switchover of cluster {}: abort it there, with `trunkline switchover --abort` or ABORT SWITCHOVER",
+                    router_of(known),
+                    known.cluster
+                ),
+                None => "no switchover runs".to_owned(),
+            }),
+        }
+    }
+}
+
+fn router_of(known: &KnownSwitchover) -> String {
+    let by = known.by.as_ref().filter(|by| !by.router.is_empty());
+    by.map_or_else(|| "a peer".to_owned(), |by| by.router.clone())
+}
+
+/// One that a peer runs.
+fn run_elsewhere(known: KnownSwitchover) -> SwitchoverStatus {
+    let router = router_of(&known);
+    let operator = known.by.map(|by| by.operator).unwrap_or_default();
+    SwitchoverStatus {
+        steps: vec![format!(
+            "{router} runs it, and says how it goes on; clients are held here, too"
+        )],
+        run_by: Some(OrderedBy::new(&router, &operator)),
+        cluster: known.cluster,
+        leader: known.leader,
+        ..SwitchoverStatus::default()
     }
 }

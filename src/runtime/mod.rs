@@ -16,6 +16,7 @@ mod administration;
 mod control;
 mod files;
 pub(crate) mod handover;
+mod hold_events;
 mod holding;
 mod limits;
 mod listeners;
@@ -32,6 +33,7 @@ mod start;
 mod state_file;
 mod supervisor;
 mod switchover;
+mod switchover_plan;
 mod upgrade;
 mod workers;
 

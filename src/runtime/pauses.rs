@@ -36,8 +36,8 @@ pub(super) fn keep(kept: &mut BTreeMap<String, u64>, route: &str, lasts: Option<
 pub(super) fn changed(kept: &BTreeMap<String, u64>, paused: &PausedRoutes) -> Option<BTreeMap<String, u64>> {
     let (now, now_ms) = (Instant::now(), now_ms());
     let mut current = BTreeMap::new();
-    for (route, until) in paused.all().iter().filter(|(_, until)| **until > now) {
-        let left = u64::try_from((*until - now).as_millis()).unwrap_or(u64::MAX);
+    for (route, pause) in paused.all().iter().filter(|(_, pause)| pause.until > now) {
+        let left = u64::try_from((pause.until - now).as_millis()).unwrap_or(u64::MAX);
         current.insert(route.to_string(), now_ms.saturating_add(left));
     }
     let is_kept = |(route, until): (&String, &u64)| {

@@ -239,6 +239,7 @@ impl Local {
                 bytes_down: traffic.bytes_down,
                 transactions: traffic.transactions,
             },
+            held: self.shared.occupancy.held_clients(),
         }
     }
 

@@ -57,6 +57,7 @@ impl Round {
             let answer = match answer {
                 Ok(HoldAnswer::Done(activity)) => Ok(activity),
                 Ok(HoldAnswer::Refused(refusal)) => Err(refusal.to_string()),
+                Ok(HoldAnswer::Examined(_)) => Err("its answer makes no sense".to_owned()),
                 Err(error) => Err(error),
             };
             (peer, answer)
@@ -65,13 +66,14 @@ impl Round {
             own: Some(match own {
                 HoldAnswer::Done(activity) => Ok(activity),
                 HoldAnswer::Refused(refusal) => Err(refusal),
+                HoldAnswer::Examined(_) => Err(HoldRefusal::Unsupported),
             }),
             peers: peers.into_iter().map(answered).collect(),
             missing,
         }
     }
 
-    fn answers(&self) -> impl Iterator<Item = &MemberActivity> {
+    pub(super) fn answers(&self) -> impl Iterator<Item = &MemberActivity> {
         let own = self.own.iter().flatten();
         own.chain(self.peers.iter().filter_map(|(_, answer)| answer.as_ref().ok()))
     }
@@ -124,8 +126,10 @@ impl RunningHold {
     /// Gives the order, or renews it. The answers of this router and its peers come at the same
     /// time.
     pub(super) async fn renew(&mut self) -> Round {
+        let whole = self.until.saturating_duration_since(Instant::now());
+        self.order.ends_ms = Some(u32::try_from(whole.as_millis()).unwrap_or(u32::MAX));
         let lease = if self.is_final { LEASE } else { REVOCABLE_LEASE };
-        let left = self.until.saturating_duration_since(Instant::now()).min(lease);
+        let left = whole.min(lease);
         self.order.lasts_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         self.ask(&HoldRequest::Hold(self.order.clone())).await
     }

@@ -20,6 +20,7 @@ use super::administration::Administration;
 use super::control::{self, ControlHandler, ControlRequest, Requests};
 use super::files::FileReader;
 use super::handover::{self, OldProcess};
+use super::hold_events;
 use super::holding::HoldingRouter;
 use super::lag_limits;
 use super::listeners::{self, Listeners, WantedListener};
@@ -217,6 +218,7 @@ impl Sockets {
             metrics: admin_metrics,
             events: self.events,
         };
+        hold_events::emit(&parts.shared.occupancy, handles.events.clone());
         let console = service::console_access(&self.config, &handles);
         parts.shared.console.store(console);
         let http = &self.config.http;

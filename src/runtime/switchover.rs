@@ -22,9 +22,13 @@ use crate::cluster::ClusterHandle;
 use crate::cluster::snapshot::{Leader, Member, MemberName};
 use crate::cluster::switchover::{LeaderAccess, SwitchoverReply};
 use crate::events::{Events, OperatorEvent};
+use crate::session::registry::{Activity, SessionEntry};
+use crate::wire::text::Escaped;
 
 /// Time for open transactions where the operator gives none.
 pub(super) const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+/// Sessions with an open transaction that are named.
+const MAX_OPEN: usize = 10;
 /// Steps of one switchover that are kept.
 const MAX_STEPS: usize = 64;
 
@@ -176,6 +180,9 @@ impl Switchover {
                 self.cluster
                     .switched_over(self.held_since.map(|since| since.elapsed()));
                 let step = format!("{member} is the leader: seen to accept writes");
+                // Another switchover may begin now, also while clients are still let go.
+                self.hold.order.is_switchover = false;
+                self.hold.renew().await;
                 running.end(true, &step, &self.events);
                 // The other routers may see it a little later.
                 self.hold.keep().await;
@@ -223,6 +230,8 @@ impl Switchover {
         self.hold.begin();
         self.held_since = Some(began);
         self.order.lasts_until(self.hold.until());
+        let first = self.hold.renew().await;
+        self.say_open(first.activity().transactions);
         let round = self.hold.wait(began + self.grace).await;
         followed(&round.map_err(|refusal| refusal.to_string())?)?;
         // The last round may be some time ago.
@@ -236,6 +245,47 @@ impl Switchover {
             ),
         });
         Ok(())
+    }
+
+    /// Says at once for whom is waited.
+    fn say_open(&self, open: u32) {
+        if open == 0 {
+            return;
+        }
+        let transactions = match open {
+            1 => "1 transaction is open, and has".to_owned(),
+            open => format!("{open} transactions are open, and have"),
+        };
+        self.running.say(format!(
+            "clients are held; {transactions} {} s to end before the cut (Ctrl-C undoes)",
+            self.grace.as_secs()
+        ));
+        let shared = &self.hold.shared;
+        let sessions = shared.registry.sessions_of(&self.cluster.config().name);
+        let is_open = |entry: &&Arc<SessionEntry>| {
+            let is_there = entry
+                .placement()
+                .is_some_and(|place| place.member == self.leader.name);
+            is_there && entry.activity() != Activity::Idle
+        };
+        let mut listed = 0;
+        for entry in sessions.iter().filter(is_open).take(MAX_OPEN) {
+            let client = &entry.origin.client;
+            self.running.say(format!(
+                "  session {}: {} at {}, connected for {} s",
+                entry.id,
+                Escaped(&client.user),
+                client.address,
+                client.since.elapsed().as_secs()
+            ));
+            listed += 1;
+        }
+        if listed < open {
+            self.running.say(format!(
+                "  {} more, here or at other routers: `trunkline sessions` there shows them",
+                open - listed
+            ));
+        }
     }
 
     async fn ask_and_watch(&mut self) -> Watched {

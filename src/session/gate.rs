@@ -12,12 +12,13 @@
 //! however many wait; when it leaves, the next one has its turn. A session in the middle leaves at
 //! once, at no cost for the others. The number of waiting sessions and their time are limited, and
 //! waiting takes no thread. No lock is held while a session tries, and no lock is taken within
-//! another.
+//! another, but the line's, while a position is computed.
 
 mod line;
 mod metrics;
 mod position;
 mod replies;
+mod seen;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -30,7 +31,6 @@ use prometheus_client::registry::Registry as Into;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use self::line::Line;
 pub(super) use self::line::{Group, HeldPlace, ReleasePass};
@@ -40,6 +40,7 @@ use self::replies::not_released;
 pub(super) use self::replies::{busy, hears, unavailable};
 use super::counts::{AllCounts, RouteCounts};
 use super::gauges::{GaugeGuard, RouteLabel, seconds};
+use super::held_routes::HoldCause;
 use super::paused::PausedRoutes;
 use crate::cluster::snapshot::Snapshot;
 use crate::config::Route;
@@ -161,7 +162,7 @@ impl Gates {
             pauses.borrow_and_update();
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
             // The end of a pause, or of the time for which clients are held.
-            let mut next_end = self.paused.all().values().min().copied();
+            let mut next_end = self.paused.all().values().map(|pause| pause.until).min();
             for gate in self.of_cluster(&snapshot.cluster) {
                 gate.refresh(|| Arc::clone(&snapshots.borrow()));
                 next_end = next_end.into_iter().chain(gate.shut_until()).min();
@@ -192,6 +193,8 @@ struct Computed {
     position: Position,
     /// Since when the gate has had this kind of position.
     since: Instant,
+    /// Why clients are held, if they are: the first cause counts. And how many were held before.
+    hold: Option<(HoldCause, u64)>,
 }
 
 impl Computed {
@@ -307,6 +310,7 @@ impl Gate {
         // Loaded under the lock: an older one never replaces a newer one.
         let snapshot = load();
         let position = position::evaluate(&mut memory, &snapshot, route, paused, now);
+        let cause = self.cause(&position, &snapshot, route);
         let before = self.state.load_full();
         let same = before.as_ref().filter(|known| known.position.is_like(&position));
         let is_changed = same.is_none();
@@ -328,46 +332,31 @@ impl Gate {
             matches!(position, Position::Open),
             matches!(position, Position::Shut { .. }),
         );
-        if is_changed {
-            self.report(before.as_deref(), &position, now);
-        }
+        let change = if is_changed {
+            self.change(before.as_deref(), &position, cause.as_ref(), now)
+        } else {
+            None
+        };
         let until = position.until();
+        let known = same.and_then(|known| known.hold.clone());
+        let hold = known.or_else(|| Some((cause?, self.line.entered())));
         self.state.store(Some(Arc::new(Computed {
             snapshot,
             route: Arc::clone(route),
             paused,
             position,
             since,
+            hold,
         })));
         self.is_shut.store(is_shut, Ordering::Release);
         drop(memory);
+        if let Some(change) = change {
+            self.paused.listener.hear(|| change);
+        }
         if is_open {
             self.line.wake_first();
         } else if is_changed || !is_shut || before.is_some_and(|known| known.position.until() != until) {
             self.line.wake_all();
-        }
-    }
-
-    /// Logs what becomes of clients from now on.
-    fn report(&self, before: Option<&Computed>, position: &Position, now: Instant) {
-        let route = &self.label.route;
-        let held = self.line.length();
-        let was_shut = before.filter(|known| matches!(known.position, Position::Shut { .. }));
-        let after = was_shut.map(|known| now.duration_since(known.since).as_millis());
-        match (position, after) {
-            (Position::Shut { why, until, error }, _) => {
-                let ms = until.duration_since(now).as_millis();
-                let because = match why {
-                    ShutReason::Paused => None,
-                    ShutReason::NoServer => error.hint.as_deref(),
-                };
-                info!(%route, %why, because, "clients are held for up to {ms} ms");
-            }
-            (Position::Open, Some(ms)) => info!(%route, held, "held clients go on after {ms} ms"),
-            (Position::FailFast(error), Some(ms)) => {
-                warn!(%route, held, error = error.message, "clients are held no longer, after {ms} ms");
-            }
-            _ => {}
         }
     }
 

@@ -5,8 +5,11 @@
 //! An order counts for seconds only, so the process that gave it must renew it: if that process
 //! dies, nobody stays held. At most one switchover of a cluster runs at a time.
 
+mod examine;
+mod turn;
+
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,8 +20,11 @@ use super::Shared;
 use super::generations::{Answer, RequestKind};
 use super::paused::{MAX_PAUSE, PausedRoutes};
 use super::registry::{Activity, Phase, Registry, SessionEntry, SessionKind};
-use crate::cluster::snapshot::{Leader, MemberName, Snapshot};
-use crate::cluster::{ClusterHandle, LeaveToken};
+use crate::cluster::snapshot::{Leader, MemberName, OrderedBy, Snapshot, StopOrder};
+use crate::cluster::{ClusterHandle, LeaveRequest, LeaveToken};
+pub use examine::{CandidateState, Examined, MAX_PROCESSES};
+pub use turn::KnownSwitchover;
+use turn::Turn;
 
 /// The longest time for which one order counts, until it is renewed.
 pub const MAX_HOLD: Duration = Duration::from_secs(30);
@@ -35,10 +41,26 @@ pub enum HoldRequest {
         cluster: u64,
         token: LeaveToken,
     },
+    /// The member is not stopped after all: the end of every `before-stop` for it, whoever gave it.
+    EndStop {
+        /// The cluster's system identifier.
+        cluster: u64,
+        member: String,
+    },
     /// Pause a route for so long. 0: its pause is over.
     Pause {
         route: String,
         lasts_ms: u32,
+        /// `None`: an older release, which does not say.
+        #[serde(default)]
+        by: Option<OrderedBy>,
+    },
+    /// What the router knows of a switchover's members. Changes nothing.
+    Examine {
+        /// The cluster's system identifier.
+        cluster: u64,
+        leader: String,
+        candidate: String,
     },
     /// How a route stands. Changes nothing.
     Look {
@@ -55,14 +77,44 @@ pub struct HoldOrder {
     pub token: LeaveToken,
     /// For how long, until it is renewed. 0: the answer is all that is wanted.
     pub lasts_ms: u32,
-    /// It belongs to a switchover by a router: there is only one at a time.
+    /// It belongs to a switchover by a router: there is only one at a time. The last renewals of
+    /// one that is over say `false`.
     pub is_switchover: bool,
+    /// Who ordered it, and in how long it is over, with all its renewals. `None`: an older release,
+    /// which does not say.
+    #[serde(default)]
+    pub by: Option<OrderedBy>,
+    #[serde(default)]
+    pub ends_ms: Option<u32>,
+}
+
+impl HoldRequest {
+    /// Who ordered it, for who is told.
+    pub fn by_mut(&mut self) -> Option<&mut OrderedBy> {
+        match self {
+            Self::Hold(HoldOrder { by, .. }) | Self::Pause { by, .. } => by.as_mut(),
+            Self::Release { .. } | Self::EndStop { .. } | Self::Examine { .. } | Self::Look { .. } => None,
+        }
+    }
+
+    /// As older releases understand it.
+    #[must_use]
+    pub fn unnamed(&self) -> Self {
+        let mut request = self.clone();
+        match &mut request {
+            Self::Hold(HoldOrder { by, ends_ms, .. }) => (*by, *ends_ms) = (None, None),
+            Self::Pause { by, .. } => *by = None,
+            Self::Release { .. } | Self::EndStop { .. } | Self::Examine { .. } | Self::Look { .. } => {}
+        }
+        request
+    }
 }
 
 /// What a process answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HoldAnswer {
     Done(MemberActivity),
+    Examined(Examined),
     Refused(HoldRefusal),
 }
 
@@ -154,7 +206,9 @@ impl MemberActivity {
         };
         let mut activity = Self {
             is_leader: leader == Some(member),
-            is_leaving: snapshot.member(member).is_some_and(|member| member.leaving),
+            is_leaving: snapshot
+                .member(member)
+                .is_some_and(|member| member.leaving.is_some()),
             is_replaced: leader.is_some_and(|leader| leader != member),
             ..Self::default()
         };
@@ -171,8 +225,8 @@ impl MemberActivity {
 #[derive(Debug, Default)]
 pub struct Holds {
     known: ArcSwap<Known>,
-    /// By system identifier: which switchover runs, and how long it counts if it is not renewed.
-    switchovers: Mutex<HashMap<u64, (LeaveToken, Instant)>>,
+    /// By system identifier: which switchover runs.
+    switchovers: Mutex<HashMap<u64, Turn>>,
 }
 
 #[derive(Debug, Default)]
@@ -198,6 +252,16 @@ impl Holds {
         }));
     }
 
+    /// The names of the clusters.
+    pub fn names(&self) -> Vec<String> {
+        let known = self.known.load();
+        let names = known
+            .clusters
+            .iter()
+            .map(|cluster| cluster.config().name.to_string());
+        names.collect()
+    }
+
     /// The cluster with this name.
     pub fn named(&self, name: &str) -> Option<ClusterHandle> {
         let known = self.known.load();
@@ -206,12 +270,26 @@ impl Holds {
     }
 
     /// Carries out a request of another process, or of this one.
-    fn carry_out(&self, registry: &Registry, paused: &PausedRoutes, request: &HoldRequest) -> HoldAnswer {
+    fn carry_out(&self, shared: &Shared, request: &HoldRequest) -> HoldAnswer {
+        let (registry, paused) = (&shared.registry, shared.occupancy.paused_routes());
         let done = match request {
             HoldRequest::Hold(order) => self.hold(registry, order, Instant::now()),
             HoldRequest::Release { cluster, token } => self.release(*cluster, *token),
-            HoldRequest::Pause { route, lasts_ms } => self.pause(registry, paused, route, *lasts_ms),
+            HoldRequest::EndStop { cluster, member } => self.end_stop(registry, *cluster, member),
+            HoldRequest::Pause { route, lasts_ms, by } => {
+                self.pause(registry, paused, route, *lasts_ms, by.as_ref())
+            }
             HoldRequest::Look { route } => self.look(registry, paused, route),
+            HoldRequest::Examine {
+                cluster,
+                leader,
+                candidate,
+            } => {
+                return match self.examine(shared, *cluster, leader, candidate) {
+                    Ok(examined) => HoldAnswer::Examined(examined),
+                    Err(refusal) => HoldAnswer::Refused(refusal),
+                };
+            }
         };
         match done {
             Ok(activity) => HoldAnswer::Done(activity),
@@ -234,32 +312,28 @@ impl Holds {
         }
         let lasts = Duration::from_millis(order.lasts_ms.into()).min(MAX_HOLD);
         if order.is_switchover {
-            self.take_turn(order.cluster, order.token, lasts, now)?;
+            self.take_turn(order, lasts, now)?;
+        } else {
+            self.end_turn(order.token);
         }
         if !lasts.is_zero() {
+            let ends = order.ends_ms.map(|ends| now + Duration::from_millis(ends.into()));
+            let stop = StopOrder {
+                is_switchover: order.is_switchover,
+                by: order.by.clone(),
+                since: now,
+                ends,
+            };
             cluster
-                .leaving(&member, order.token, now + lasts)
+                .leaving(LeaveRequest {
+                    member: member.clone(),
+                    token: order.token,
+                    until: now + lasts,
+                    order: stop,
+                })
                 .map_err(|_busy| HoldRefusal::Busy)?;
         }
         Ok(MemberActivity::of(registry, &snapshot, &member, &known.movable))
-    }
-
-    fn take_turn(
-        &self,
-        cluster: u64,
-        token: LeaveToken,
-        lasts: Duration,
-        now: Instant,
-    ) -> Result<(), HoldRefusal> {
-        let mut running = self.switchovers.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, (_, until)| *until > now);
-        if running.get(&cluster).is_some_and(|(other, _)| *other != token) {
-            return Err(HoldRefusal::SwitchoverRuns);
-        }
-        if !lasts.is_zero() {
-            running.insert(cluster, (token, now + lasts));
-        }
-        Ok(())
     }
 
     fn pause(
@@ -268,6 +342,7 @@ impl Holds {
         paused: &PausedRoutes,
         route: &str,
         lasts_ms: u32,
+        by: Option<&OrderedBy>,
     ) -> Result<MemberActivity, HoldRefusal> {
         if lasts_ms == 0 {
             // Also of a route that the configuration does not have any more.
@@ -278,7 +353,7 @@ impl Holds {
             self.known(route)?;
             let lasts = Duration::from_millis(lasts_ms.into()).min(MAX_PAUSE);
             let until = Instant::now() + lasts;
-            if !paused.pause(route, until) {
+            if !paused.pause_by(route, until, by) {
                 return Err(HoldRefusal::Busy);
             }
         }
@@ -314,10 +389,26 @@ impl Holds {
         is_known.then_some(()).ok_or(HoldRefusal::UnknownRoute)
     }
 
+    /// The answer says how the member stood before.
+    fn end_stop(
+        &self,
+        registry: &Registry,
+        cluster: u64,
+        member: &str,
+    ) -> Result<MemberActivity, HoldRefusal> {
+        let known = self.known.load();
+        let handle = known.cluster(cluster)?;
+        let (snapshot, member) = (handle.snapshot(), MemberName::new(member));
+        if snapshot.member(&member).is_none() {
+            return Err(HoldRefusal::UnknownMember);
+        }
+        let before = MemberActivity::of(registry, &snapshot, &member, &known.movable);
+        handle.end_stops(&member).map_err(|_busy| HoldRefusal::Busy)?;
+        Ok(before)
+    }
+
     fn release(&self, cluster: u64, token: LeaveToken) -> Result<MemberActivity, HoldRefusal> {
-        let mut running = self.switchovers.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, (running, _)| *running != token);
-        drop(running);
+        self.end_turn(token);
         let known = self.known.load();
         let handle = known.cluster(cluster)?;
         handle.end_leaving(token).map_err(|_busy| HoldRefusal::Busy)?;
@@ -328,8 +419,7 @@ impl Holds {
 impl Shared {
     /// Carries out a request at this process.
     pub fn carry_out_here(&self, request: &HoldRequest) -> HoldAnswer {
-        let paused = self.occupancy.paused_routes();
-        self.holds.carry_out(&self.registry, paused, request)
+        self.holds.carry_out(self, request)
     }
 
     /// Carries out a request at this process and at the others of this router. Also returns a
@@ -344,8 +434,10 @@ impl Shared {
         }
         let kind = match request {
             HoldRequest::Hold(_) => RequestKind::Hold,
-            HoldRequest::Release { .. } => RequestKind::Release,
+            HoldRequest::Release { .. } | HoldRequest::EndStop { .. } => RequestKind::Release,
             HoldRequest::Pause { .. } | HoldRequest::Look { .. } => RequestKind::Pause,
+            // Its answer is `Examined`, and that of this process is all there is.
+            HoldRequest::Examine { .. } => return (own, Vec::new()),
         };
         let body = serde_json::to_vec(request).unwrap_or_default();
         let mut missing = Vec::new();
@@ -357,6 +449,7 @@ impl Shared {
             };
             match said {
                 Ok(HoldAnswer::Done(activity)) => all = all.and(activity),
+                Ok(HoldAnswer::Examined(_)) => missing.push(heard.missing(&"its answer makes no sense")),
                 // It has no sessions there.
                 Ok(HoldAnswer::Refused(
                     HoldRefusal::UnknownCluster | HoldRefusal::UnknownMember | HoldRefusal::UnknownRoute,
@@ -388,29 +481,41 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_switchover_of_a_cluster_runs_at_a_time_until_it_is_not_renewed() {
         let holds = Holds::default();
-        let (one, other) = (LeaveToken([0, 1]), LeaveToken([0, 2]));
+        let order = |cluster, token| HoldOrder {
+            cluster,
+            member: "db1".to_owned(),
+            token: LeaveToken([0, token]),
+            lasts_ms: 0,
+            is_switchover: true,
+            by: None,
+            ends_ms: None,
+        };
+        let (one, other) = (order(7, 1), order(7, 2));
         let now = Instant::now();
-        holds.take_turn(7, one, SECOND * 3, now).unwrap();
+        holds.take_turn(&one, SECOND * 3, now).unwrap();
         assert_eq!(
-            holds.take_turn(7, other, SECOND, now),
+            holds.take_turn(&other, SECOND, now),
             Err(HoldRefusal::SwitchoverRuns)
         );
         assert_eq!(
-            holds.take_turn(7, other, Duration::ZERO, now),
+            holds.take_turn(&other, Duration::ZERO, now),
             Err(HoldRefusal::SwitchoverRuns),
             "also for one that only asks"
         );
-        holds.take_turn(8, other, SECOND, now).unwrap();
-        holds.take_turn(7, one, SECOND * 3, now + SECOND * 2).unwrap();
-        assert!(holds.take_turn(7, other, SECOND, now + SECOND * 4).is_err());
-        holds.take_turn(7, other, SECOND, now + SECOND * 5).unwrap();
+        holds.take_turn(&order(8, 2), SECOND, now).unwrap();
+        holds.take_turn(&one, SECOND * 3, now + SECOND * 2).unwrap();
+        assert!(holds.take_turn(&other, SECOND, now + SECOND * 4).is_err());
+        holds.take_turn(&other, SECOND, now + SECOND * 5).unwrap();
         // A question takes no turn.
         let later = now + SECOND * 10;
-        holds.take_turn(7, one, Duration::ZERO, later).unwrap();
-        holds.take_turn(7, other, SECOND, later).unwrap();
+        holds.take_turn(&one, Duration::ZERO, later).unwrap();
+        holds.take_turn(&other, SECOND, later).unwrap();
         // The end of the order makes room.
-        assert_eq!(holds.release(7, other), Err(HoldRefusal::UnknownCluster));
-        holds.take_turn(7, one, SECOND, later).unwrap();
+        assert_eq!(holds.release(7, other.token), Err(HoldRefusal::UnknownCluster));
+        holds.take_turn(&one, SECOND, later).unwrap();
+        // So does the end of the switchover, while clients are still held.
+        holds.end_turn(one.token);
+        holds.take_turn(&other, SECOND, later).unwrap();
     }
 
     #[test]
@@ -421,6 +526,8 @@ mod tests {
             token: LeaveToken([u64::MAX, 1]),
             lasts_ms: 3000,
             is_switchover: true,
+            by: Some(OrderedBy::new("router2", "admin")),
+            ends_ms: Some(27_000),
         };
         for request in [
             HoldRequest::Hold(order),
@@ -431,6 +538,7 @@ mod tests {
             HoldRequest::Pause {
                 route: "rw".to_owned(),
                 lasts_ms: 7,
+                by: None,
             },
             HoldRequest::Look {
                 route: "rw".to_owned(),
@@ -439,6 +547,10 @@ mod tests {
             let text = serde_json::to_vec(&request).unwrap();
             assert_eq!(serde_json::from_slice::<HoldRequest>(&text).unwrap(), request);
         }
+        // An older release says less.
+        let older = br#"{"Pause": {"route": "rw", "lasts_ms": 7}}"#;
+        let request = serde_json::from_slice::<HoldRequest>(older).unwrap();
+        assert!(matches!(request, HoldRequest::Pause { by: None, .. }));
         let answer = HoldAnswer::Refused(HoldRefusal::SwitchoverRuns);
         let text = serde_json::to_vec(&answer).unwrap();
         assert_eq!(serde_json::from_slice::<HoldAnswer>(&text).unwrap(), answer);

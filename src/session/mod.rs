@@ -31,6 +31,7 @@ pub mod generations;
 mod hearing;
 mod held;
 mod held_login;
+pub mod held_routes;
 pub mod holds;
 pub mod life;
 mod linger;

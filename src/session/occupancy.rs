@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connect_backoff::ConnectBackoff;
 use super::gate::{Gate, Gates};
+use super::held_routes::{HeldRoute, HoldChange};
 use super::paused::PausedRoutes;
 use crate::cluster::snapshot::{MemberName, Snapshot};
 use crate::config::{self, Route, Source};
@@ -52,6 +53,22 @@ impl Occupancy {
     /// before there are gates.
     pub fn assume_served(&self) {
         self.gates.assume_served();
+    }
+
+    /// The routes that hold their clients, by name.
+    pub fn held_routes(&self) -> Vec<HeldRoute> {
+        self.gates.held_routes(Instant::now())
+    }
+
+    /// How many clients each of them holds.
+    pub fn held_clients(&self) -> HashMap<String, usize> {
+        let held = self.held_routes().into_iter();
+        held.map(|held| (held.route.to_string(), held.clients)).collect()
+    }
+
+    /// `hear` is told when holds begin and end. It must return at once. The first one counts.
+    pub fn on_hold_change(&self, hear: impl Fn(HoldChange) + Send + Sync + 'static) {
+        self.paused_routes().listener.set(Box::new(hear));
     }
 
     /// The routes that an operator has paused.

@@ -93,7 +93,10 @@ fn pass(snapshot: &Snapshot, registry: &Registry, starts: &mut GraceStarts, now:
 
 fn is_anybody_unfit(snapshot: &Snapshot) -> bool {
     snapshot.members.iter().any(|member| {
-        !member.health.up || !member.lagging.is_empty() || member.admin != AdminState::Ready || member.leaving
+        !member.health.up
+            || !member.lagging.is_empty()
+            || member.admin != AdminState::Ready
+            || member.leaving.is_some()
     })
 }
 
@@ -129,7 +132,7 @@ mod tests {
             },
             identity: Identity::Same,
             admin: AdminState::Ready,
-            leaving: false,
+            leaving: None,
             measured: None,
             lagging: BTreeSet::new(),
             share: WHOLE_SHARE,

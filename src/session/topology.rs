@@ -43,7 +43,7 @@ pub(in crate::session) fn member(name: &str, in_recovery: bool) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
-        leaving: false,
+        leaving: None,
         measured: None,
         lagging: BTreeSet::new(),
         share: WHOLE_SHARE,

@@ -137,7 +137,7 @@ fn a_drained_member_gets_no_new_sessions_and_keeps_those_it_has() {
         .router
         .await_log(&["administrative state set", &format!("member={there}")]);
     assert!(
-        logged.contains("state=drain") && logged.contains("by=127."),
+        logged.contains("state=drain") && logged.contains("by=HTTP from 127."),
         "{logged}"
     );
     for _ in 0..6 {
@@ -222,7 +222,8 @@ fn sessions_are_shown_and_ended() {
     );
     on.router
         .await_log(&["session ended", "cause=ended by an operator"]);
-    on.router.await_log(&["ending a session", "how=now", "by=127."]);
+    on.router
+        .await_log(&["ending a session", "how=now", "by=HTTP from 127."]);
     eventually("it is gone", Duration::from_secs(10), || states().len() == 1);
     assert!(
         on.refused(&["kill", &id])
@@ -289,7 +290,7 @@ fn the_token_decides_and_a_new_one_is_taken_up() {
     on.router.await_log(&["files loaded", "part=http.token_file"]);
     assert!(
         on.refused(&["drain", "nobody"])
-            .contains("no member of this name")
+            .contains("has no member nobody (there is: ")
     );
     assert!(
         on.refused(&["members", "--cluster", "x"])

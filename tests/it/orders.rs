@@ -105,6 +105,55 @@ fn clients_of_a_server_that_is_stopped_wait_until_it_runs_again() {
 }
 
 #[test]
+fn a_stop_that_is_called_off_lets_its_clients_go_on() {
+    let server = Postgres::start(&ServerOptions::default());
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        clusters: Some(format!("{}    local_member: s1\n", server.yaml())),
+        address: Some(fresh_address()),
+        http: format!("token_file: {}", secret(dir.path(), "token", TOKEN).display()),
+        extra: POOLED.to_owned(),
+        ..Options::default()
+    };
+    let router = Router::launch(None, options);
+    router.await_read_write();
+    let mut client = session(&router);
+    assert_eq!(client.value("SELECT 1"), "1");
+    let said = |arguments: &[&str]| {
+        let said = trunkline(&router, arguments);
+        let both = [said.stdout, said.stderr].concat();
+        (said.status.success(), String::from_utf8(both).unwrap())
+    };
+    let (is_good, text) = said(&["before-stop", "--check"]);
+    assert!(
+        is_good && text.contains("member s1") && text.contains("no session will be cut"),
+        "{text}"
+    );
+    assert_eq!(client.value("SELECT 2"), "2", "it holds nobody");
+    let (_, text) = said(&["before-stop"]);
+    assert!(text.contains("s more at most"), "{text}");
+    send(&mut client, "SELECT 3");
+    eventually("the client waits", Duration::from_secs(10), || {
+        waiting(&router) == 1
+    });
+    let (_, holds) = router.http("/api/v1/holds").unwrap();
+    assert!(
+        holds.contains("\"kind\":\"before-stop\"") && holds.contains("\"clients\":1"),
+        "{holds}"
+    );
+    let (is_done, text) = said(&["before-stop", "--end"]);
+    assert!(is_done && text.contains("s1: its clients go on"), "{text}");
+    assert_eq!(answer(&mut client), "TDCZ", "{}", router.log());
+    let (is_done, text) = said(&["before-stop", "--end"]);
+    assert!(is_done && text.contains("were not held by before-stop"), "{text}");
+    router.await_log(&[
+        "held clients go on",
+        "s1 is about to be stopped (before-stop)",
+        "clients=1",
+    ]);
+}
+
+#[test]
 fn before_stop_never_fails() {
     let server = Postgres::start(&ServerOptions::default());
     let dir = tempfile::tempdir().unwrap();
@@ -119,7 +168,7 @@ fn before_stop_never_fails() {
         (&["before-stop"][..], "local_member is none"),
         (
             &["before-stop", "--member", "nobody"][..],
-            "has no member of this name",
+            "has no member nobody (there is: s1)",
         ),
     ] {
         let said = trunkline(&router, arguments);

@@ -141,6 +141,31 @@ fn a_pause_at_all_peers_lasts_there_over_a_restart_and_an_upgrade() {
     assert!(is_paused(&first) && is_paused(&second));
     send(&mut busy, "SELECT 1");
     await_waiting(&second, 1);
+    // Both say why, and who ordered it.
+    for held in [&first, &second] {
+        let (_, holds) = held.http("/api/v1/holds").unwrap();
+        // The operator only with the token.
+        for part in ["\"kind\":\"pause\"", "\"operator\":\"\""] {
+            assert!(holds.contains(part), "{holds}");
+        }
+        held.await_log(&[
+            "clients are held for up to",
+            "an operator has paused",
+            "HTTP from 127.",
+        ]);
+    }
+    let (is_done, said) = trunkline(&second, &["routes"]);
+    assert!(
+        is_done && said.contains("1 held ") && said.contains(", pause by "),
+        "{said}"
+    );
+    let (is_done, said) = trunkline(&second, &["sessions"]);
+    assert!(is_done && said.contains(" waits "), "{said}");
+    let (is_done, said) = trunkline(&second, &["unpause", "read-write", "--cluster", "x"]);
+    assert!(
+        !is_done && said.contains("there is no cluster x (there is: "),
+        "{said}"
+    );
 
     // The peer dies, and is started again.
     let state = dir.path().join("state-2");

@@ -179,7 +179,7 @@ fn pools_and_sessions_are_shown_with_what_pins_them() {
         (["servers", "--route", "nobody"], "has no route nobody"),
         (["pools", "--route", "nobody"], "has no route nobody"),
         (["sessions", "--route", "nobody"], "has no route nobody"),
-        (["pools", "--cluster", "nobody"], "has no cluster nobody"),
+        (["pools", "--cluster", "nobody"], "there is no cluster nobody"),
     ] {
         let done = on.run(&arguments);
         let said = String::from_utf8_lossy(&done.stderr);

@@ -69,7 +69,7 @@ impl Handler {
             Statement::Command { command, name } => match &command.effect {
                 Effect::Nothing { tag } => return Ok(Response::Execution(Tag::new(tag))),
                 Effect::Rows(_, rows) => Ok(rows()),
-                Effect::View(view) => Ok(self.rows_of(views::named(view), notices).await),
+                Effect::View(view) => Ok(self.rows_of(views::find(view), notices).await),
                 Effect::Order { order, columns, tag } => {
                     let answer = self.orders.carry_out(*order, name.as_deref(), notices).await;
                     if columns.is_empty() {
@@ -104,7 +104,7 @@ impl Handler {
         notices: &mut dyn Notices,
     ) -> Result<Vec<Row>, ErrorReply> {
         let _turn = WORKING.acquire().await;
-        let rows = self.rows_of(plan.view().and_then(views::named), notices).await;
+        let rows = self.rows_of(plan.view().and_then(views::find), notices).await;
         let (plan, session) = (Arc::clone(plan), self.session.clone());
         let work = move || plan.run(rows, &parameters, &session, relation::micros(SystemTime::now()));
         // Not on this thread, which serves sessions.

@@ -106,7 +106,7 @@ impl SessionOrders {
 
     async fn pause(&self, name: Option<&str>, notices: &mut dyn Notices) -> Answer {
         let routes = match name {
-            Some(name) => vec![self.route(name).ok_or_else(|| no_route(name))?],
+            Some(name) => vec![self.route(name).ok_or_else(|| self.no_route(name))?],
             None => self.about.waiting_routes.clone(),
         };
         if routes.is_empty() {
@@ -118,7 +118,7 @@ impl SessionOrders {
         let reports = join_all(
             routes
                 .iter()
-                .map(|route| self.about.holding.pause(route, &request)),
+                .map(|route| self.about.holding.pause(route, &request, &self.by)),
         )
         .await;
         let mut open = Vec::new();
@@ -158,7 +158,7 @@ impl SessionOrders {
         let routes: Vec<Arc<str>> = match name {
             // One that is paused and not in the configuration any more counts, too.
             Some(name) if paused.contains_key(name) => vec![name.into()],
-            Some(name) => vec![self.route(name).ok_or_else(|| no_route(name))?],
+            Some(name) => vec![self.route(name).ok_or_else(|| self.no_route(name))?],
             None => paused.keys().map(|route| route.as_str().into()).collect(),
         };
         let holding = &self.about.holding;
@@ -166,10 +166,12 @@ impl SessionOrders {
         let mut missing = Vec::new();
         for (route, report) in routes.iter().zip(reports) {
             let report: PauseReport = report.map_err(not_now)?;
-            self.about.events.emit(OperatorEvent::RouteUnpaused {
-                route: route.to_string(),
-                by: self.by.clone(),
-            });
+            if report.was_paused {
+                self.about.events.emit(OperatorEvent::RouteUnpaused {
+                    route: route.to_string(),
+                    by: self.by.clone(),
+                });
+            }
             missing.extend(report.missing);
         }
         if missing.is_empty() {
@@ -211,7 +213,7 @@ impl SessionOrders {
         }
         // What was shown is what is done.
         request.to = Some(plan.candidate);
-        let plan = holding.switch_over(&request).await.map_err(not_now)?;
+        let plan = holding.switch_over(&request, &self.by).await.map_err(not_now)?;
         self.about.events.emit(OperatorEvent::SwitchoverBegun {
             cluster: plan.cluster,
             leader: plan.leader,
@@ -236,6 +238,15 @@ impl SessionOrders {
             }
             sleep(LOOK).await;
         }
+    }
+
+    fn no_route(&self, name: &str) -> ErrorReply {
+        let names: Vec<&str> = self.about.routes.iter().map(|route| &**route).collect();
+        ErrorReply::error(
+            SqlState::UNDEFINED_OBJECT,
+            format!("route \"{name}\" does not exist"),
+        )
+        .hint(format!("There is: {}.", names.join(", ")))
     }
 
     fn route(&self, name: &str) -> Option<Arc<str>> {
@@ -263,12 +274,4 @@ fn not_now(why: impl Into<String>) -> ErrorReply {
 
 fn not_everywhere(missing: &[String]) -> ErrorReply {
     not_now("not every process of the router follows").detail(missing.join("\n"))
-}
-
-fn no_route(name: &str) -> ErrorReply {
-    ErrorReply::error(
-        SqlState::UNDEFINED_OBJECT,
-        format!("route \"{name}\" does not exist"),
-    )
-    .hint("`trunkline routes` lists the routes.")
 }

@@ -33,7 +33,7 @@ impl Statement {
             if let Some(answer) = catalog::answer(sql) {
                 return Ok(Some(Self::Catalog(answer)));
             }
-            let columns = |name: &str| views::named(name).map(|view: &View| view.columns);
+            let columns = |name: &str| views::find(name).map(|view: &View| view.columns);
             return Plan::of(sql, &columns, declared).map(|plan| Some(Self::Query(Arc::new(plan))));
         }
         command::find(sql)
@@ -47,7 +47,7 @@ impl Statement {
             Self::Command { command, .. } => {
                 let columns = match &command.effect {
                     Effect::Nothing { .. } => &[],
-                    Effect::View(view) => views::named(view).map_or(&[][..], |view| view.columns),
+                    Effect::View(view) => views::find(view).map_or(&[][..], |view| view.columns),
                     Effect::Rows(columns, _) | Effect::Order { columns, .. } => columns,
                 };
                 let column = |column: &super::super::relation::Column| OutputColumn {

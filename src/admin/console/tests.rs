@@ -102,7 +102,7 @@ fn every_command_and_every_view_is_in_the_help() {
     }
     for view in VIEWS {
         assert!(help.contains(&format!("SELECT … FROM {}", view.name)));
-        assert!(views::named(view.name).is_some_and(|found| found.about == view.about));
+        assert!(views::find(view.name).is_some_and(|found| found.about == view.about));
     }
 }
 

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 
 use super::super::handles::Handles;
 use super::super::operations::Gathered;
-use super::super::relation::{Column, Row};
+use super::super::relation::{Column, Row, Value};
 
 /// A view.
 #[derive(Debug)]
@@ -38,6 +38,7 @@ pub(super) static VIEWS: &[View] = &[
     topology::MEMBERS,
     topology::MEMBER_ROUTES,
     router::ROUTES,
+    router::HOLDS,
     sessions::SESSIONS,
     sessions::WAITS,
     sessions::POOLS,
@@ -48,7 +49,12 @@ pub(super) static VIEWS: &[View] = &[
     authentication::IDENT,
 ];
 
+/// `Null` for what is empty.
+fn named(text: String) -> Value {
+    Value::or_null(Some(text).filter(|text| !text.is_empty()), Value::Text)
+}
+
 /// The view of this name.
-pub(super) fn named(name: &str) -> Option<&'static View> {
+pub(super) fn find(name: &str) -> Option<&'static View> {
     VIEWS.iter().find(|view| view.name == name)
 }

@@ -17,7 +17,10 @@ use super::super::operations::{Change, Ending, Gathered, Reconnection};
 use super::super::views::{ClusterSummary, EventView, MemberView, RouterView};
 use super::answer::JsonAnswer;
 use super::app::{App, Params};
-use super::guard::Caller;
+use super::guard::{Caller, HasToken};
+use super::holding::held;
+use super::names::{no_cluster, no_member};
+use super::routes::no_route;
 use crate::cluster::snapshot::{AdminState, Member, MemberName, Snapshot};
 use crate::config::MOST_WEIGHT;
 use crate::events::OperatorEvent;
@@ -131,7 +134,7 @@ pub(super) async fn reconnect(app: Arc<App>, caller: CalledBy, uri: Uri, body: B
             };
             let member = MemberName::new(name.as_str());
             if view.snapshot.borrow().member(&member).is_none() {
-                return no_member(&app, view);
+                return no_member(&app, view, &member);
             }
             Reconnection::Member {
                 cluster: view.name.to_string(),
@@ -141,11 +144,7 @@ pub(super) async fn reconnect(app: Arc<App>, caller: CalledBy, uri: Uri, body: B
         (1, Some((key, Value::String(name)))) if key == "route" => {
             let mut routes = app.handles.clusters.iter().flat_map(ClusterView::routes);
             if !routes.any(|route| *route.name == **name) {
-                return JsonAnswer::problem(
-                    StatusCode::NOT_FOUND,
-                    "there is no route of this name with a listener",
-                    "`trunkline pools` (GET /api/v1/pools) shows the pools and their routes",
-                );
+                return no_route(&app, name);
             }
             Reconnection::Route(name.clone())
         }
@@ -217,7 +216,7 @@ pub(super) async fn administer(
     };
     let is_here = view.snapshot.borrow().member(&name).is_some();
     if !is_here && !app.handles.operations.has_kept(&view.name, &name) {
-        return no_member(&app, view);
+        return no_member(&app, view, &name);
     }
     let change = match (action.as_str(), AdminState::named(&action)) {
         (_, Some(state)) => Change::Admin(state),
@@ -235,18 +234,6 @@ pub(super) async fn administer(
         }
     };
     change_member(&app, caller, view, &name, change).await
-}
-
-pub(super) fn no_member(app: &App, view: &ClusterView) -> JsonAnswer {
-    JsonAnswer::problem(
-        StatusCode::NOT_FOUND,
-        &format!("cluster {} has no member of this name", view.name),
-        if app.handles.clusters.len() > 1 {
-            "`trunkline members` (GET /api/v1/members) shows the names; give the cluster with --cluster (?cluster=)"
-        } else {
-            "`trunkline members` (GET /api/v1/members) shows the names"
-        },
-    )
 }
 
 async fn change_member(
@@ -394,7 +381,7 @@ pub(super) async fn kill(
 }
 
 /// `GET /api/v1/router`
-pub(super) async fn router(app: &App) -> JsonAnswer {
+pub(super) async fn router(app: &App, token: Option<Extension<HasToken>>) -> JsonAnswer {
     let missing = app.handles.operations.refresh().await;
     let sessions = app.handles.operations.session_count();
     JsonAnswer::json(
@@ -403,6 +390,7 @@ pub(super) async fn router(app: &App) -> JsonAnswer {
             app.handles.readiness.phase(),
             sessions,
             &app.handles.disabled_routes.names(),
+            held(app, token),
         ),
     )
     .without(&missing)
@@ -441,7 +429,7 @@ pub(super) async fn administer_router(
     } else {
         OperatorEvent::RouterReady { by }
     });
-    router(app).await
+    router(app, Some(Extension(HasToken(true)))).await
 }
 
 /// `POST /api/v1/clusters/NAME/forget-identity`
@@ -450,16 +438,10 @@ pub(super) fn forget_identity(
     caller: CalledBy,
     path: Result<Path<String>, PathRejection>,
 ) -> JsonAnswer {
-    let named = path.ok().and_then(|Path(name)| {
-        let mut clusters = app.handles.clusters.iter();
-        clusters.find(|view| *view.name == *name)
-    });
-    let Some(view) = named else {
-        return JsonAnswer::problem(
-            StatusCode::NOT_FOUND,
-            "there is no cluster of this name",
-            "`trunkline members` (GET /api/v1/clusters) shows the names",
-        );
+    let name = path.map(|Path(name)| name).unwrap_or_default();
+    let mut clusters = app.handles.clusters.iter();
+    let Some(view) = clusters.find(|view| *view.name == *name) else {
+        return no_cluster(app, &name);
     };
     let before = view.snapshot.borrow().system_identifier;
     if let Err(busy) = app.handles.operations.forget_identity(&view.name) {
@@ -500,18 +482,16 @@ fn how(ending: Ending) -> String {
 }
 
 pub(super) fn shown_caller(caller: CalledBy) -> String {
-    caller.map_or_else(|| "-".to_owned(), |Extension(caller)| caller.to_string())
+    caller.map_or_else(
+        || "-".to_owned(),
+        |Extension(caller)| format!("HTTP from {caller}"),
+    )
 }
 
-fn find<'a>(app: &'a App, uri: &Uri) -> Result<&'a ClusterView, JsonAnswer> {
-    app.cluster(&Params::of(uri)).map(|(_, view)| view).map_err(|_| {
-        let names: Vec<&str> = app.handles.clusters.iter().map(|view| &*view.name).collect();
-        JsonAnswer::problem(
-            StatusCode::NOT_FOUND,
-            "there is no cluster of this name",
-            &format!("there is: {}", names.join(", ")),
-        )
-    })
+pub(super) fn find<'a>(app: &'a App, uri: &Uri) -> Result<&'a ClusterView, JsonAnswer> {
+    let params = Params::of(uri);
+    let found = app.cluster(&params).map(|(_, view)| view);
+    found.map_err(|_| no_cluster(app, params.first("cluster").unwrap_or_default()))
 }
 
 /// The body: a JSON object, or nothing.

@@ -61,6 +61,7 @@ fn session() -> SessionView {
         phase: "pinned".into(),
         pins: vec!["listen".into()],
         held_s: Some(2),
+        waiting_s: None,
         age_s: 3,
         bytes_up: 10,
         bytes_down: 20,
@@ -368,7 +369,7 @@ async fn what_is_sent_reads_back_and_keeps_its_bytes() {
         "age_s": 3, "bytes_down": 20, "bytes_up": 10, "client": "10.0.0.9:5000", "cluster": "main", "database": "app",
         "ending": null, "held_s": 2, "id": 7, "member": "db1", "phase": "pinned", "pins": ["listen"], "process_id": 4711,
         "route": "read-write",
-        "router_process_id": 4711, "state": "idle in transaction", "tls": null, "transactions": 1, "user": "app"
+        "router_process_id": 4711, "state": "idle in transaction", "tls": null, "transactions": 1, "user": "app", "waiting_s": null
     }]);
     assert_eq!(sessions.to_string(), session.to_string());
     let again: Vec<MemberView> = serde_json::from_value(members.clone()).unwrap();
@@ -397,7 +398,7 @@ async fn events_are_read_from_a_number_on() {
         newest,
         json!([{
             "number": 2, "level": "info", "text": "weight set", "event": "weight_set", "cluster": "main", "member": "db1",
-            "weight": 5, "by": "127.0.0.1:5000"
+            "weight": 5, "by": "HTTP from 127.0.0.1:5000"
         }])
     );
     assert_eq!(setting.look("/api/v1/events?since=2").await, json!([]));
@@ -464,6 +465,102 @@ async fn the_router_itself_is_drained_and_taken_back() {
 }
 
 #[tokio::test]
+async fn what_does_not_exist_is_refused_by_its_name_and_those_there_are_are_listed() {
+    let setting = setting();
+    let (here, bearer) = (("127.0.0.1", false), format!("Bearer {TOKEN}"));
+    for (method, path, error, hint) in [
+        (
+            Method::GET,
+            "/api/v1/routes?cluster=x",
+            "there is no cluster x",
+            "main",
+        ),
+        (
+            Method::GET,
+            "/api/v1/sessions?cluster=x",
+            "there is no cluster x",
+            "main",
+        ),
+        (
+            Method::GET,
+            "/api/v1/before-stop?cluster=x",
+            "there is no cluster x",
+            "main",
+        ),
+        (
+            Method::POST,
+            "/api/v1/routes/read-write/pause?cluster=x",
+            "there is no cluster x",
+            "main",
+        ),
+        (
+            Method::POST,
+            "/api/v1/routes/x/pause",
+            "no listener has a route x",
+            "read-write, read-only",
+        ),
+        (
+            Method::POST,
+            "/api/v1/members/x/drain",
+            "cluster main has no member x",
+            "db1, db2",
+        ),
+    ] {
+        let (status, answer) = setting.ask(method, path, here, Some(&bearer), "").await;
+        assert_eq!(
+            (status, &answer["error"]),
+            (StatusCode::NOT_FOUND, &json!(error)),
+            "{path}"
+        );
+        assert_eq!(answer["hint"], format!("there is: {hint}"), "{path}");
+    }
+    assert_eq!(setting.told(), [""; 0]);
+    let (status, _) = setting
+        .change("/api/v1/switchover/plan", r#"{"cluster": "x"}"#)
+        .await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        setting.look("/api/v1/routes?cluster=main").await[0]["name"],
+        "read-write"
+    );
+}
+
+#[tokio::test]
+async fn a_route_that_holds_its_clients_shows_why() {
+    let mut handles = handles(vec![view(led(vec![primary("db1")]), LocalMember::None)]);
+    let held = json!({
+        "route": "read-write", "cluster": "main", "clients": 12, "kind": "switchover", "cause": "…",
+        "by": {"router": "router2", "operator": "HTTP from 127.0.0.1:53462"},
+        "since_ms": 1, "held_s": 3, "until_ms": 2, "left_s": 19, "ended_by": "…",
+    });
+    let token = Arc::new(ArcSwapOption::from_pointee(Secret::new(TOKEN)));
+    handles.token = Arc::clone(&token);
+    handles.holding = Arc::new(NothingHeld {
+        held: serde_json::from_value(held.clone()).unwrap(),
+        ..NothingHeld::default()
+    });
+    let setting = Setting {
+        router: router(app(handles)),
+        operations: Arc::default(),
+        token,
+    };
+    let (here, bearer) = (("127.0.0.1", false), format!("Bearer {TOKEN}"));
+    let (_, holds) = setting
+        .ask(Method::GET, "/api/v1/holds", here, Some(&bearer), "")
+        .await;
+    assert_eq!(holds, json!([held]), "with the token");
+    let mut held = held;
+    held["by"]["operator"] = json!("");
+    for token in [None, Some("Bearer 0123456789abcdeX")] {
+        let (_, holds) = setting.ask(Method::GET, "/api/v1/holds", here, token, "").await;
+        assert_eq!(holds, json!([held]), "{token:?}");
+    }
+    let routes = setting.look("/api/v1/routes").await;
+    assert_eq!((&routes[0]["hold"], &routes[1]["hold"]), (&held, &Value::Null));
+    assert_eq!(setting.look("/api/v1/router").await["holds"], json!([held]));
+}
+
+#[tokio::test]
 async fn a_route_is_disabled_and_enabled_by_name() {
     let setting = setting();
     let routes = setting.look("/api/v1/routes").await;
@@ -471,7 +568,7 @@ async fn a_route_is_disabled_and_enabled_by_name() {
         routes[0],
         json!({
             "name": "read-write", "cluster": "main", "access": "read-write", "admin": "enabled", "pool": "off",
-            "paused_s": null, "members": ["db1"], "sessions": 1
+            "paused_s": null, "hold": null, "members": ["db1"], "sessions": 1
         })
     );
     assert_eq!(routes[1]["name"], "read-only");
@@ -492,10 +589,7 @@ async fn a_route_is_disabled_and_enabled_by_name() {
     assert_eq!(events[1]["event"], "route_enabled");
     assert_eq!(events[1]["route"], "read-write");
     for (path, error) in [
-        (
-            "/api/v1/routes/other/disable",
-            "no listener has a route of this name",
-        ),
+        ("/api/v1/routes/other/disable", "no listener has a route other"),
         ("/api/v1/routes/read-write/drain", "there is no such action"),
     ] {
         let (status, answer) = setting.change(path, "").await;

@@ -15,13 +15,13 @@ use tokio::sync::{oneshot, watch};
 use super::super::console::ConsoleOrders;
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::holding::{
-    HoldOperations, PauseReport, PauseRequest, StopReport, SwitchoverPlan, SwitchoverRequest,
-    SwitchoverStatus,
+    HoldOperations, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
+    SwitchoverRequest, SwitchoverStatus,
 };
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
 use super::super::operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
-use super::super::views::{PoolView, SessionView};
+use super::super::views::{HoldView, PoolView, SessionView};
 use super::app::App;
 use super::guard::Guard;
 use crate::auth::ident::IdentRow;
@@ -88,7 +88,7 @@ pub(in crate::admin) fn member(name: &str) -> Member {
         },
         identity: Identity::Same,
         admin: AdminState::Ready,
-        leaving: false,
+        leaving: None,
         measured: Some(Lag {
             bytes: 100,
             time: Some(Duration::from_secs(2)),
@@ -220,6 +220,7 @@ pub(in crate::admin) struct NothingHeld {
     pub(in crate::admin) looks: Mutex<VecDeque<SwitchoverStatus>>,
     /// Of every paused route.
     pub(in crate::admin) open: u32,
+    pub(in crate::admin) held: Option<HoldView>,
 }
 
 impl HoldOperations for NothingHeld {
@@ -228,6 +229,7 @@ impl HoldOperations for NothingHeld {
         cluster: &'a str,
         member: &'a MemberName,
         grace: Duration,
+        _: &'a str,
     ) -> BoxFuture<'a, Result<StopReport, String>> {
         let said = format!("before-stop {cluster} {member} {grace:?}");
         self.told.lock().unwrap().push(said);
@@ -235,9 +237,42 @@ impl HoldOperations for NothingHeld {
             member: member.to_string(),
             waited_ms: 7,
             left: MemberActivity::default(),
+            held_ms: Some(27_000),
             missing: Vec::new(),
         };
         async { Ok(report) }.boxed()
+    }
+
+    fn check_stop<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+    ) -> BoxFuture<'a, Result<StopCheck, String>> {
+        let check = StopCheck {
+            cluster: cluster.to_owned(),
+            member: member.to_string(),
+            limit_ms: 10_000,
+            held_ms: 27_000,
+            left: MemberActivity::default(),
+            peers: Vec::new(),
+            missing: Vec::new(),
+        };
+        ready(Ok(check)).boxed()
+    }
+
+    fn end_stop<'a>(
+        &'a self,
+        cluster: &'a str,
+        member: &'a MemberName,
+    ) -> BoxFuture<'a, Result<StopEnd, String>> {
+        let said = format!("end of before-stop {cluster} {member}");
+        self.told.lock().unwrap().push(said);
+        let end = StopEnd {
+            member: member.to_string(),
+            was_held: true,
+            missing: Vec::new(),
+        };
+        ready(Ok(end)).boxed()
     }
 
     fn stop_limit<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Duration> {
@@ -264,6 +299,7 @@ impl HoldOperations for NothingHeld {
     fn switch_over<'a>(
         &'a self,
         request: &'a SwitchoverRequest,
+        _: &'a str,
     ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
         self.told.lock().unwrap().push(format!("switchover {request:?}"));
         self.plan_switchover(request)
@@ -281,6 +317,7 @@ impl HoldOperations for NothingHeld {
         &'a self,
         route: &'a str,
         pause: &'a PauseRequest,
+        _: &'a str,
     ) -> BoxFuture<'a, Result<PauseReport, String>> {
         self.told.lock().unwrap().push(format!("pause {route} {pause:?}"));
         let report = PauseReport {
@@ -297,6 +334,10 @@ impl HoldOperations for NothingHeld {
     fn unpause<'a>(&'a self, route: &'a str, _: bool) -> BoxFuture<'a, Result<PauseReport, String>> {
         self.told.lock().unwrap().push(format!("unpause {route}"));
         ready(Err("the route is not paused".to_owned())).boxed()
+    }
+
+    fn holds(&self) -> Vec<HoldView> {
+        self.held.iter().cloned().collect()
     }
 
     fn paused(&self) -> BTreeMap<String, Duration> {

@@ -81,11 +81,17 @@ impl Right {
     }
 }
 
+/// Whether the request came with the right token. Every caller on this host may look, but only with
+/// the token an answer says who has ordered a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HasToken(pub(super) bool);
+
 /// The token, and when a wrong one was last logged.
 #[derive(Debug)]
 pub(super) struct Guard {
     token: Arc<ArcSwapOption<Secret>>,
     logged: Mutex<Option<Instant>>,
+    stop_logged: Mutex<Option<Instant>>,
 }
 
 impl Guard {
@@ -93,6 +99,7 @@ impl Guard {
         Self {
             token,
             logged: Mutex::new(None),
+            stop_logged: Mutex::new(None),
         }
     }
 
@@ -138,6 +145,25 @@ impl Guard {
             "send the content of http.token_file; a new token counts within seconds",
         )
         .challenging())
+    }
+
+    pub(super) fn has_token(&self, headers: &HeaderMap) -> HasToken {
+        let token = self.token.load();
+        let shown = token.as_ref().zip(bearer(headers));
+        HasToken(shown.is_some_and(|(token, shown)| same(token.expose(), shown)))
+    }
+
+    /// A member is about to be stopped, and the caller may not say so.
+    pub(super) fn log_stop(&self, caller: Option<Caller>) {
+        let mut logged = self.stop_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            *logged = Some(Instant::now());
+            let by = caller.map_or_else(|| "-".to_owned(), |caller| caller.to_string());
+            tracing::warn!(
+                %by,
+                "HTTP: before-stop came without the right to it: no clients are held; does its user read http.token_file?"
+            );
+        }
     }
 
     fn log(&self, caller: Option<Caller>) {

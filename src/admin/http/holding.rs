@@ -11,12 +11,14 @@ use serde_json::{Map, Value, json};
 
 use super::super::handles::ClusterView;
 use super::super::holding::{PauseRequest, SwitchoverRequest};
+use super::super::views::HoldView;
 use super::answer::JsonAnswer;
 use super::api::{object, shown_caller};
 use super::app::{App, Params, Subject};
-use super::guard::Caller;
+use super::guard::{Caller, HasToken};
+use super::names::{no_cluster, no_member};
 use super::routes;
-use crate::cluster::snapshot::MemberName;
+use crate::cluster::snapshot::{MemberName, OrderedBy};
 use crate::events::OperatorEvent;
 
 /// The longest grace, in milliseconds: a hold does not last longer.
@@ -67,7 +69,12 @@ pub(super) async fn before_stop(
         Ok(found) => found,
         Err(answer) => return answer,
     };
-    let report = app.handles.holding.before_stop(&cluster, &member, grace).await;
+    let by = shown_caller(caller);
+    let report = app
+        .handles
+        .holding
+        .before_stop(&cluster, &member, grace, &by)
+        .await;
     let report = match report {
         Ok(report) => report,
         Err(error) => return JsonAnswer::problem(StatusCode::CONFLICT, &error, ""),
@@ -77,7 +84,7 @@ pub(super) async fn before_stop(
         member: report.member.clone(),
         transactions: report.left.transactions,
         waited_ms: report.waited_ms,
-        by: shown_caller(caller),
+        by,
     });
     for missing in &report.missing {
         tracing::warn!(
@@ -88,9 +95,76 @@ pub(super) async fn before_stop(
     JsonAnswer::json(StatusCode::OK, &report)
 }
 
+/// `POST /api/v1/before-stop/check`, `/end`
+pub(super) async fn administer_stop(
+    app: &App,
+    caller: Option<Extension<Caller>>,
+    path: &Result<Path<String>, PathRejection>,
+    uri: &Uri,
+) -> JsonAnswer {
+    let action = path.as_deref().map(String::as_str).unwrap_or_default();
+    if !matches!(action, "check" | "end") {
+        return JsonAnswer::problem(
+            StatusCode::NOT_FOUND,
+            "there is no such action",
+            "there is: check, end",
+        );
+    }
+    let (cluster, member) = match subject(app, uri) {
+        Ok(found) => found,
+        Err(answer) => return answer,
+    };
+    let holding = &app.handles.holding;
+    if action == "check" {
+        return match holding.check_stop(&cluster, &member).await {
+            Ok(check) => JsonAnswer::json(StatusCode::OK, &check),
+            Err(error) => JsonAnswer::problem(StatusCode::CONFLICT, &error, ""),
+        };
+    }
+    match holding.end_stop(&cluster, &member).await {
+        Ok(end) => {
+            if end.was_held {
+                app.handles.events.emit(OperatorEvent::StopCalledOff {
+                    cluster,
+                    member: end.member.clone(),
+                    by: shown_caller(caller),
+                });
+            }
+            JsonAnswer::json(StatusCode::OK, &end)
+        }
+        Err(error) => JsonAnswer::problem(StatusCode::CONFLICT, &error, ""),
+    }
+}
+
+/// `GET /api/v1/holds`
+pub(super) async fn holds(app: &App, token: Option<Extension<HasToken>>) -> JsonAnswer {
+    let missing = app.handles.operations.refresh().await;
+    JsonAnswer::json(StatusCode::OK, &held(app, token)).without(&missing)
+}
+
+/// The routes that hold their clients; without the token, not which operator has ordered it.
+pub(super) fn held(app: &App, token: Option<Extension<HasToken>>) -> Vec<HoldView> {
+    let mut all = app.handles.holding.holds();
+    for hold in &mut all {
+        hold.by = hold.by.take().and_then(|by| shown(by, token));
+    }
+    all
+}
+
+fn shown(by: OrderedBy, token: Option<Extension<HasToken>>) -> Option<OrderedBy> {
+    match token {
+        Some(Extension(HasToken(true))) => Some(by),
+        _ => by.without_operator(),
+    }
+}
+
 /// `GET /api/v1/switchover`
-pub(super) fn switchover(app: &App) -> JsonAnswer {
-    JsonAnswer::json(StatusCode::OK, &app.handles.holding.switchover())
+pub(super) fn switchover(app: &App, token: Option<Extension<HasToken>>) -> JsonAnswer {
+    let mut status = app.handles.holding.switchover();
+    if let Some(status) = &mut status {
+        status.run_by = status.run_by.take().and_then(|by| shown(by, token));
+    }
+    JsonAnswer::json(StatusCode::OK, &status)
 }
 
 /// `POST /api/v1/switchover/plan`, `/start`, `/abort`
@@ -108,7 +182,7 @@ pub(super) async fn administer_switchover(
     let action = path.as_deref().map(String::as_str).unwrap_or_default();
     if action == "abort" {
         return match holding.abort_switchover() {
-            Ok(()) => switchover(app),
+            Ok(()) => switchover(app, Some(Extension(HasToken(true)))),
             Err(error) => JsonAnswer::problem(StatusCode::CONFLICT, &error, ""),
         };
     }
@@ -125,6 +199,9 @@ pub(super) async fn administer_switchover(
     {
         request.cluster = first.name.to_string();
     }
+    if !clusters.iter().any(|view| *view.name == *request.cluster) {
+        return no_cluster(app, &request.cluster);
+    }
     if request
         .grace_ms
         .is_some_and(|grace| grace > MAX_SWITCHOVER_GRACE_MS)
@@ -135,9 +212,10 @@ pub(super) async fn administer_switchover(
             "clients are held for half a minute at most: grace_ms is 0 to 20000",
         );
     }
+    let by = shown_caller(caller);
     let done = match action {
         "plan" => holding.plan_switchover(&request).await,
-        "start" => holding.switch_over(&request).await,
+        "start" => holding.switch_over(&request, &by).await,
         _ => {
             return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
@@ -155,7 +233,7 @@ pub(super) async fn administer_switchover(
             cluster: plan.cluster.clone(),
             leader: plan.leader.clone(),
             candidate: plan.candidate.clone(),
-            by: shown_caller(caller),
+            by,
         });
     }
     JsonAnswer::json(StatusCode::OK, &plan)
@@ -166,8 +244,14 @@ pub(super) async fn administer_route(
     app: &App,
     caller: Option<Extension<Caller>>,
     path: Result<Path<(String, String)>, PathRejection>,
+    uri: &Uri,
     body: Body,
 ) -> JsonAnswer {
+    if let Ok(Path((route, _))) = &path
+        && let Err(answer) = routes::is_of_cluster(app, uri, route)
+    {
+        return answer;
+    }
     let is_pause = match &path {
         Ok(Path((_, action))) if action == "pause" => true,
         Ok(Path((_, action))) if action == "unpause" => false,
@@ -198,18 +282,20 @@ pub(super) async fn administer_route(
     if !known.any(|known| *known.name == *route)
         && (is_pause || !handles.holding.paused().contains_key(&route))
     {
-        return routes::no_route();
+        return routes::no_route(app, &route);
     }
     let by = shown_caller(caller);
     let done = if is_pause {
         handles.events.emit(OperatorEvent::RoutePaused {
             route: route.clone(),
-            by,
+            by: by.clone(),
         });
-        handles.holding.pause(&route, &request).await
+        handles.holding.pause(&route, &request, &by).await
     } else {
         let done = handles.holding.unpause(&route, request.all_peers).await;
-        handles.events.emit(OperatorEvent::RouteUnpaused { route, by });
+        if done.as_ref().is_ok_and(|report| report.was_paused) {
+            handles.events.emit(OperatorEvent::RouteUnpaused { route, by });
+        }
         done
     };
     match done {
@@ -238,7 +324,7 @@ fn subject(app: &App, uri: &Uri) -> Result<(String, MemberName), JsonAnswer> {
     if let Some(named) = params.first("member") {
         let name = MemberName::new(named);
         if snapshot.member(&name).is_none() {
-            return Err(super::api::no_member(app, view));
+            return Err(no_member(app, view, &name));
         }
         return Ok((cluster, name));
     }

@@ -110,20 +110,17 @@ fn read_write(view: &ClusterView, strict: bool, disabled: &DisabledRoutes) -> Ch
     let snapshot = view.snapshot.borrow().clone();
     hears(&snapshot)?;
     let serves = |route: &Arc<Route>| routing::check_available(&snapshot, route).is_ok();
-    if enabled.iter().copied().any(serves) || !strict && enabled.into_iter().any(|route| (view.holds)(route))
-    {
+    if enabled.iter().copied().any(serves) || !strict && enabled.iter().any(|route| (view.holds)(route)) {
         return Ok(());
     }
     Err(match &snapshot.leader {
-        Leader::Verified { member, .. } => {
-            match snapshot
-                .member(member)
-                .map(|m| member_checks::is_leader(&snapshot, m))
-            {
-                Some(Err(why)) => format!("no leader: {why}"),
-                Some(Ok(())) | None => format!("no leader: {member} is not in the list of members"),
+        Leader::Verified { member, .. } => match snapshot.member(member) {
+            Some(leader) => {
+                let holds = enabled.iter().any(|route| (view.holds)(route));
+                member_checks::why_leader_waits(&snapshot, leader, holds)
             }
-        }
+            None => format!("no leader: {member} is not in the list of members"),
+        },
         Leader::None(why) => format!("no leader: {why}"),
     })
 }

@@ -16,8 +16,8 @@ use super::super::handles::ClusterView;
 use super::super::metrics::{self, Endpoint};
 use super::answer::{self, JsonAnswer};
 use super::app::{App, Params};
-use super::guard::{Caller, Right};
-use super::{api, hba, holding, node, patroni, routes};
+use super::guard::{Caller, HasToken, Right};
+use super::{api, hba, holding, names, node, patroni, routes};
 
 type Shared = State<Arc<App>>;
 
@@ -97,10 +97,12 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+type Name<T> = Result<Path<T>, PathRejection>;
+type CalledBy = Option<Extension<Caller>>;
+type Token = Option<Extension<HasToken>>;
+
 /// `/api/v1`, behind the check of the token.
 fn api(app: &Arc<App>) -> Router<Arc<App>> {
-    type Name<T> = Result<Path<T>, PathRejection>;
-    type CalledBy = Option<Extension<Caller>>;
     let kill = async |State(app): Shared, caller: CalledBy, path: Name<String>, body: Body| {
         api::kill(app, caller, path, body).await
     };
@@ -151,19 +153,23 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
         )
         .route(
             "/api/v1/routes",
-            read(async |State(app): Shared| routes::routes(&app).await),
+            read(async |State(app): Shared, token: Token, uri: Uri| routes::routes(&app, token, &uri).await),
         )
         .route(
             "/api/v1/routes/{name}/{action}",
             post(
-                async |State(app): Shared, caller: CalledBy, path: Name<(String, String)>, body: Body| {
-                    holding::administer_route(&app, caller, path, body).await
+                async |State(app): Shared,
+                       caller: CalledBy,
+                       path: Name<(String, String)>,
+                       uri: Uri,
+                       body: Body| {
+                    holding::administer_route(&app, caller, path, &uri, body).await
                 },
             ),
         )
         .route(
             "/api/v1/router",
-            read(async |State(app): Shared| api::router(&app).await),
+            read(async |State(app): Shared, token: Token| api::router(&app, token).await),
         )
         .route(
             "/api/v1/router/{action}",
@@ -178,6 +184,23 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
             }),
         )
         .route(
+            "/api/v1/reload",
+            post(async |State(app): Shared, caller: CalledBy| api::reload(app, caller).await),
+        )
+        .merge(holding_api())
+        .route("/api/v1/sessions/{id}", delete(kill))
+        .route("/api/v1/sessions/{id}/kill", post(kill))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(app), guard))
+}
+
+/// The part of it that is about clients that are held.
+fn holding_api() -> Router<Arc<App>> {
+    Router::new()
+        .route(
+            "/api/v1/holds",
+            read(async |State(app): Shared, token: Token| holding::holds(&app, token).await),
+        )
+        .route(
             "/api/v1/before-stop",
             read(async |State(app): Shared, uri: Uri| holding::stop_limit(&app, &uri).await).post(
                 async |State(app): Shared, caller: CalledBy, uri: Uri, body: Body| {
@@ -186,8 +209,16 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
             ),
         )
         .route(
+            "/api/v1/before-stop/{action}",
+            post(
+                async |State(app): Shared, caller: CalledBy, path: Name<String>, uri: Uri| {
+                    holding::administer_stop(&app, caller, &path, &uri).await
+                },
+            ),
+        )
+        .route(
             "/api/v1/switchover",
-            read(async |State(app): Shared| holding::switchover(&app)),
+            read(async |State(app): Shared, token: Token| holding::switchover(&app, token)),
         )
         .route(
             "/api/v1/switchover/{action}",
@@ -197,22 +228,30 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
                 },
             ),
         )
-        .route(
-            "/api/v1/reload",
-            post(async |State(app): Shared, caller: CalledBy| api::reload(app, caller).await),
-        )
-        .route("/api/v1/sessions/{id}", delete(kill))
-        .route("/api/v1/sessions/{id}/kill", post(kill))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(app), guard))
 }
 
 /// Before every handler of `/api/v1`.
-async fn guard(State(app): Shared, request: Request, next: Next) -> Response {
+async fn guard(State(app): Shared, mut request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<Caller>().copied();
     let right = Right::asked_by(request.method());
     match app.guard.admit(caller, request.headers(), right) {
-        Ok(()) => next.run(request).await,
-        Err(answer) => answer.into_response(),
+        // Also where the answer is not about one cluster: a wrong name is never taken for none.
+        Ok(()) => match names::known_cluster(&app, request.uri()) {
+            Ok(()) => {
+                let token = app.guard.has_token(request.headers());
+                request.extensions_mut().insert(token);
+                next.run(request).await
+            }
+            Err(answer) => answer.into_response(),
+        },
+        Err(answer) => {
+            // Patroni stops the server all the same, and only its own log would say why there is no
+            // hold.
+            if right == Right::Change && request.uri().path() == "/api/v1/before-stop" {
+                app.guard.log_stop(caller);
+            }
+            answer.into_response()
+        }
     }
 }
 

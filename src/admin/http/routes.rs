@@ -3,29 +3,56 @@
 use axum::Extension;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 
 use super::super::gather;
 use super::super::handles::ClusterView;
 use super::super::views::RouteView;
 use super::answer::JsonAnswer;
 use super::api::shown_caller;
-use super::app::App;
-use super::guard::Caller;
+use super::app::{App, Params};
+use super::guard::{Caller, HasToken};
+use super::holding::held;
+use super::names::there_is;
 use crate::events::OperatorEvent;
 
 /// `GET /api/v1/routes`
-pub(super) async fn routes(app: &App) -> JsonAnswer {
+pub(super) async fn routes(app: &App, token: Option<Extension<HasToken>>, uri: &Uri) -> JsonAnswer {
     let missing = app.handles.operations.refresh().await;
-    JsonAnswer::json(StatusCode::OK, &gather::routes(&app.handles)).without(&missing)
+    let mut all = gather::routes(&app.handles, &held(app, token));
+    if let Some(cluster) = Params::of(uri).first("cluster") {
+        all.retain(|route| route.cluster.as_deref() == Some(cluster));
+    }
+    JsonAnswer::json(StatusCode::OK, &all).without(&missing)
 }
 
-pub(super) fn no_route() -> JsonAnswer {
+pub(super) fn no_route(app: &App, name: &str) -> JsonAnswer {
+    let routes = app.handles.clusters.iter().flat_map(ClusterView::routes);
     JsonAnswer::problem(
         StatusCode::NOT_FOUND,
-        "no listener has a route of this name",
-        "`trunkline routes` (GET /api/v1/routes) shows the names",
+        &format!("no listener has a route {name}"),
+        &there_is(routes.map(|route| &*route.name)),
     )
+}
+
+/// # Errors
+/// The query names the cluster, and the route is of another one.
+pub(super) fn is_of_cluster(app: &App, uri: &Uri, name: &str) -> Result<(), JsonAnswer> {
+    let params = Params::of(uri);
+    let Some(wanted) = params.first("cluster") else {
+        return Ok(());
+    };
+    let mut routes = app.handles.clusters.iter();
+    let is_its = |view: &ClusterView| view.routes().any(|route| *route.name == *name);
+    let owner = routes.find(|view| is_its(view));
+    match owner {
+        Some(owner) if *owner.name != *wanted => Err(JsonAnswer::problem(
+            StatusCode::NOT_FOUND,
+            &format!("cluster {wanted} has no route {name}"),
+            &format!("it is a route of cluster {}", owner.name),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// `POST /api/v1/routes/NAME/disable`, `POST /api/v1/routes/NAME/enable`
@@ -51,7 +78,7 @@ pub(super) async fn administer(
     let handles = &app.handles;
     let mut known = handles.clusters.iter().flat_map(ClusterView::routes);
     if !known.any(|route| *route.name == *name) && !handles.disabled_routes.has(&name) {
-        return no_route();
+        return no_route(app, &name);
     }
     if let Err(busy) = handles.operations.disable_route(&name, is_disabled) {
         return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
@@ -63,7 +90,7 @@ pub(super) async fn administer(
         OperatorEvent::RouteEnabled { route, by }
     });
     let missing = handles.operations.refresh().await;
-    let route = gather::routes(handles)
+    let route = gather::routes(handles, &held(app, Some(Extension(HasToken(true)))))
         .into_iter()
         .find(|route| route.name == name);
     // Enabled now, and no listener has it.

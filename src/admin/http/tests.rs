@@ -676,6 +676,26 @@ async fn while_clients_are_held_read_write_stays_ready_unless_asked_strictly() {
 }
 
 #[tokio::test]
+async fn a_leader_that_is_about_to_be_stopped_is_named_with_who_ordered_it() {
+    let mut leader = primary("db1");
+    leader.leaving = Some(Arc::new(StopOrder {
+        is_switchover: true,
+        by: Some(OrderedBy::new("router2", "HTTP from 10.0.0.9:1")),
+        since: tokio::time::Instant::now(),
+        ends: None,
+    }));
+    let mut view = view(led(vec![leader]), LocalMember::None);
+    view.holds = Arc::new(|_| true);
+    let router = routes(handles(vec![view]));
+    let got = get(&router, "/connection/is-ready-rw?strict=1").await;
+    assert_eq!(
+        got.headers.get(REASON).and_then(|reason| reason.to_str().ok()),
+        Some("db1 is about to be stopped: ordered by switchover of router2; clients are held")
+    );
+    assert_eq!(get(&router, "/connection/is-ready-rw").await.status, 200);
+}
+
+#[tokio::test]
 async fn groups_are_arrays() {
     let router = beside(led(vec![primary("p"), member("m"), down(member("x"))]), "m");
     let got = get(&router, "/group/read-write-info").await;

@@ -1,22 +1,29 @@
 //! Members that are about to be stopped.
 
 use super::*;
-use crate::cluster::state::LeaveToken;
+use crate::cluster::snapshot::StopOrder;
+use crate::cluster::state::{LeaveRequest, LeaveToken};
 
 const TOKEN: LeaveToken = LeaveToken([0, 1]);
 
 impl World {
     fn order(&mut self, index: usize, token: LeaveToken, length: Duration) {
         let until = self.now + length;
-        self.observe(Observation::Leaving {
+        self.observe(Observation::Leaving(LeaveRequest {
             member: name(index),
             token,
             until,
-        });
+            order: StopOrder::unnamed(self.now),
+        }));
     }
 
     fn is_leaving(&self, index: usize) -> bool {
-        self.state.snapshot().member(&name(index)).unwrap().leaving
+        self.state
+            .snapshot()
+            .member(&name(index))
+            .unwrap()
+            .leaving
+            .is_some()
     }
 }
 
@@ -49,6 +56,19 @@ fn each_order_has_its_own_end() {
     assert!(world.is_leaving(0));
     world.observe(Observation::EndLeaving(other));
     assert!(!world.is_leaving(0));
+}
+
+#[test]
+fn a_stop_that_is_called_off_is_not_renewed() {
+    let mut world = calm(3);
+    world.order(0, TOKEN, Duration::from_secs(30));
+    world.order(1, LeaveToken([0, 2]), Duration::from_secs(30));
+    world.observe(Observation::EndStops(name(0)));
+    assert!(!world.is_leaving(0) && world.is_leaving(1));
+    world.order(0, TOKEN, Duration::from_secs(30));
+    assert!(!world.is_leaving(0), "its renewal comes too late");
+    world.order(0, LeaveToken([0, 3]), Duration::from_secs(30));
+    assert!(world.is_leaving(0), "another order counts");
 }
 
 #[test]

@@ -249,6 +249,7 @@ impl Witness {
             | Observation::Weight(..)
             | Observation::Leaving { .. }
             | Observation::EndLeaving(_)
+            | Observation::EndStops(_)
             | Observation::LookAgain => {}
         }
     }

@@ -6,6 +6,7 @@
 //! [`LONGEST`]: other routers give orders, too.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use super::State;
 use crate::auth::crypto::random;
-use crate::cluster::snapshot::{Leader, MemberName};
+use crate::cluster::snapshot::{Leader, MemberName, StopOrder};
 
 /// Orders at once. Further ones are ignored.
 const MAX_ORDERS: usize = 64;
@@ -30,6 +31,17 @@ impl LeaveToken {
     }
 }
 
+/// An order, or its renewal.
+#[derive(Debug, Clone)]
+pub struct LeaveRequest {
+    pub member: MemberName,
+    pub token: LeaveToken,
+    /// Until it is renewed.
+    pub until: Instant,
+    /// That of the first request counts.
+    pub order: StopOrder,
+}
+
 /// The orders, by token.
 #[derive(Debug, Default)]
 pub(super) struct LeavingMembers(HashMap<LeaveToken, LeaveOrder>);
@@ -37,6 +49,8 @@ pub(super) struct LeavingMembers(HashMap<LeaveToken, LeaveOrder>);
 #[derive(Debug)]
 struct LeaveOrder {
     member: MemberName,
+    /// As it was given first.
+    order: Arc<StopOrder>,
     since: Instant,
     /// When it was last renewed.
     renewed: Instant,
@@ -49,18 +63,28 @@ struct LeaveOrder {
 }
 
 impl LeavingMembers {
-    /// Whether a member is about to be stopped.
-    pub(super) fn contains(&self, member: &MemberName, now: Instant) -> bool {
-        let mut orders = self.0.values();
-        orders.any(|order| order.member == *member && !order.is_fulfilled && order.until > now)
+    /// Why a member is about to be stopped, by the first of its orders; `None`: it is not.
+    pub(super) fn of(&self, member: &MemberName, now: Instant) -> Option<Arc<StopOrder>> {
+        let orders = self.0.values();
+        let counting =
+            orders.filter(|order| order.member == *member && !order.is_fulfilled && order.until > now);
+        let first = counting.min_by_key(|order| order.since)?;
+        Some(Arc::clone(&first.order))
     }
 
-    pub(super) fn order(&mut self, member: MemberName, token: LeaveToken, until: Instant, now: Instant) {
+    pub(super) fn order(&mut self, request: LeaveRequest, now: Instant) {
+        let LeaveRequest {
+            member,
+            token,
+            until,
+            order,
+        } = request;
         if self.0.len() >= MAX_ORDERS && !self.0.contains_key(&token) {
             return;
         }
-        let order = self.0.entry(token).or_insert(LeaveOrder {
+        let order = self.0.entry(token).or_insert_with(|| LeaveOrder {
             member,
+            order: Arc::new(order),
             since: now,
             renewed: now,
             until,
@@ -70,6 +94,13 @@ impl LeavingMembers {
         });
         order.renewed = now;
         order.until = until.min(order.since + LONGEST);
+    }
+
+    /// They are kept, so that renewing does not begin them anew.
+    pub(super) fn end_stops(&mut self, member: &MemberName) {
+        for order in self.0.values_mut() {
+            order.is_fulfilled |= order.member == *member && !order.order.is_switchover;
+        }
     }
 
     pub(super) fn end(&mut self, token: LeaveToken) {

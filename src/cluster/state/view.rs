@@ -13,7 +13,7 @@ impl State {
         let (weight, zone) = share(&self.settings.placement, &listed.name, &listed.tags);
         let weight = self.weights.get(&listed.name).copied().unwrap_or(weight);
         Member {
-            leaving: self.leaving.contains(&listed.name, now),
+            leaving: self.leaving.of(&listed.name, now),
             admin: self.admin.get(&listed.name).copied().unwrap_or_default(),
             identity: self.identity(member),
             health: member.health.clone(),
@@ -58,7 +58,7 @@ pub(super) fn differs(a: &Snapshot, b: &Snapshot) -> bool {
             && (a.health.up, a.health.full) == (b.health.up, b.health.full)
             && facts(a) == facts(b)
             && a.identity == b.identity
-            && (a.admin, a.leaving) == (b.admin, b.leaving)
+            && (a.admin, &a.leaving) == (b.admin, &b.leaving)
             && a.lagging == b.lagging
             && (a.weight, &a.zone) == (b.weight, &b.zone)
     };

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -10,8 +10,11 @@ use tokio::time::{Instant, advance};
 use super::line::{Group, HeldPlace, ReleasePass};
 use super::position::{GateMemory, Position, ShutReason, evaluate};
 use super::{Gate, Gates};
-use crate::cluster::snapshot::{AdminState, Leader, Member, MemberName, NoLeader, Snapshot};
+use crate::cluster::snapshot::{
+    AdminState, Leader, Member, MemberName, NoLeader, OrderedBy, Snapshot, StopOrder,
+};
 use crate::config::{Resume, Route};
+use crate::session::held_routes::{HoldCause, HoldChange};
 use crate::session::topology::{member, snapshot};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -130,12 +133,12 @@ async fn a_route_that_holds_nobody_is_shut_by_a_pause_only() {
 #[tokio::test]
 async fn a_member_that_is_about_to_be_stopped_shuts_the_gates_that_have_no_other() {
     let mut changed = Snapshot::clone(&led());
-    changed.members[0].leaving = true;
+    changed.members[0].leaving = Some(Arc::new(StopOrder::unnamed(Instant::now())));
     let read_write = tracked(Route::read_write("rw", "main"));
     assert!(matches!(at(1, &read_write, &changed), Position::Shut { .. }));
     let read_only = tracked(Route::read_only("ro", "main"));
     assert!(matches!(at(1, &read_only, &changed), Position::Open));
-    changed.members[1].leaving = true;
+    changed.members[1].leaving = Some(Arc::new(StopOrder::unnamed(Instant::now())));
     assert!(matches!(at(1, &read_only, &changed), Position::Shut { .. }));
 }
 
@@ -258,6 +261,94 @@ fn shut() -> (Gates, Arc<Gate>, Arc<Route>) {
     gate.refresh(|| leaderless(NoLeader::NotNamed));
     assert!(gate.must_wait(Group::UNPOOLED) && gate.is_shut());
     (gates, gate, route)
+}
+
+fn changes(gates: &Gates) -> Arc<Mutex<Vec<HoldChange>>> {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hear = Arc::clone(&heard);
+    gates
+        .paused()
+        .listener
+        .set(Box::new(move |change| hear.lock().unwrap().push(change)));
+    heard
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_told_once_at_its_begin_and_its_end_with_who_ordered_it() {
+    let (gates, route) = (Gates::default(), tracked(Route::read_write("rw", "main")));
+    let (gate, heard) = (gates.of(&route), changes(&gates));
+    let order = Arc::new(StopOrder {
+        is_switchover: true,
+        by: Some(OrderedBy::new("router2", "admin")),
+        since: Instant::now(),
+        ends: None,
+    });
+    let mut stopping = Snapshot::clone(&led());
+    stopping.members[0].leaving = Some(Arc::clone(&order));
+    stopping.version = 2;
+    let stopping = Arc::new(stopping);
+    gate.refresh(led);
+    assert!(gates.held_routes(Instant::now()).is_empty());
+    gate.refresh(|| Arc::clone(&stopping));
+    let clients = [Client::new(&gate, 1), Client::new(&gate, 1)];
+    advance(Duration::from_secs(3)).await;
+    // It stops, and there is no leader: the cause is the order all the same.
+    let lost = leaderless(NoLeader::NotNamed);
+    gate.refresh(|| Arc::clone(&lost));
+    let held = gates.held_routes(Instant::now());
+    assert_eq!(
+        (held.len(), held[0].clients, held[0].since.elapsed()),
+        (1, 2, Duration::from_secs(3))
+    );
+    assert_eq!(held[0].cause, HoldCause::Stop(db1(), Arc::clone(&order)));
+    gate.refresh(led);
+    drop(clients);
+    assert!(gates.held_routes(Instant::now()).is_empty());
+    let heard = std::mem::take(&mut *heard.lock().unwrap());
+    let [
+        HoldChange::Begun { cause: begun, .. },
+        HoldChange::Ended {
+            cause,
+            clients: 2,
+            waiting: 2,
+            after,
+            error: None,
+            ..
+        },
+    ] = heard.as_slice()
+    else {
+        panic!("{heard:?}");
+    };
+    assert_eq!((begun, cause), (&held[0].cause, &held[0].cause));
+    assert_eq!(*after, Duration::from_secs(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_says_who_ordered_it_and_that_its_time_is_over() {
+    let (gates, route) = (Gates::default(), tracked(Route::read_write("rw", "main")));
+    let (gate, heard) = (gates.of(&route), changes(&gates));
+    let by = OrderedBy::new("router1", "admin");
+    let end = Instant::now() + Duration::from_secs(30);
+    assert!(gates.paused().pause_by("rw", end, Some(&by)));
+    gate.refresh(led);
+    let held = gates.held_routes(Instant::now());
+    assert_eq!(
+        (&held[0].cause, held[0].until),
+        (&HoldCause::Paused(Some(by.clone())), end)
+    );
+    advance(Duration::from_secs(31)).await;
+    gates.paused().expire();
+    gates.paused().expire();
+    gate.refresh(led);
+    let heard = std::mem::take(&mut *heard.lock().unwrap());
+    assert!(
+        matches!(
+            heard.as_slice(),
+            [HoldChange::Begun { .. }, HoldChange::PauseExpired { by: Some(who), .. }, HoldChange::Ended { .. }]
+                if *who == by
+        ),
+        "{heard:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -82,6 +82,11 @@ impl Line {
         self.lock().bytes
     }
 
+    /// How many have ever entered.
+    pub(super) fn entered(&self) -> u64 {
+        self.lock().next
+    }
+
     /// A ticket at the end; `None` if `most` wait already.
     fn enter(&self, group: Group, most: Option<u32>, bytes: u64) -> Option<u64> {
         let mut inner = self.lock();

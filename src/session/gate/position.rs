@@ -135,7 +135,7 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         return match &snapshot.leader {
             // Otherwise it is in maintenance, or lacks what the route asks for.
             Leader::Verified { member, .. } => choice.refused.iter().any(|(refused, reason)| {
-                refused == member && matches!(reason, Reason::Leaving | Reason::Draining)
+                refused == member && matches!(reason, Reason::Leaving(_) | Reason::Draining)
             }),
             Leader::None(why) => why.cause() == Cause::Passing,
         };
@@ -148,7 +148,7 @@ fn may_pass(snapshot: &Snapshot, route: &Route, choice: &Choice) -> bool {
         | Reason::State(_)
         | Reason::Unidentified
         | Reason::Draining
-        | Reason::Leaving => true,
+        | Reason::Leaving(_) => true,
         Reason::NoLeader(why) => why.cause() == Cause::Passing,
         // The leader that is there will not become a replica by itself.
         Reason::Writable

@@ -31,6 +31,8 @@ pub struct Totals {
     pub sessions: Vec<RouteSessions>,
     pub members: Vec<MemberSessions>,
     pub moved: Moved,
+    /// Clients that are held, by route.
+    pub held: HashMap<String, usize>,
 }
 
 /// Sessions of a route on a member.
@@ -215,6 +217,17 @@ impl OtherTotals {
             .fold(MemberLoad::default(), MemberLoad::and)
     }
 
+    /// Clients that are held, by route, in all other processes.
+    pub fn held(&self) -> HashMap<String, usize> {
+        let mut sum: HashMap<String, usize> = HashMap::new();
+        for process in self.state().processes.values() {
+            for (route, clients) in &process.last.held {
+                *sum.entry(route.clone()).or_default() += clients;
+            }
+        }
+        sum
+    }
+
     /// Sessions by route and member, in all other processes.
     pub fn sessions(&self) -> HashMap<(String, String), i64> {
         let mut sum = HashMap::new();
@@ -289,6 +302,7 @@ mod tests {
                 transactions,
                 ..Moved::default()
             },
+            held: HashMap::from([("rw".to_owned(), 2)]),
         }
     }
 

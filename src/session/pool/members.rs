@@ -63,7 +63,7 @@ impl Fit {
             Some((
                 _,
                 Reason::Down(_)
-                | Reason::Leaving
+                | Reason::Leaving(_)
                 | Reason::NoLeader(_)
                 | Reason::NotYetProbed
                 | Reason::Full

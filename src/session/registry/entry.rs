@@ -44,8 +44,8 @@ pub struct SessionEntry {
     phase: AtomicU8,
     /// [`Pins`]: why it keeps its server connection.
     pins: AtomicU16,
-    /// When a session with a pool got its server connection, in whole seconds after the session
-    /// was accepted: a full time would make every session's entry larger.
+    /// When a session with a pool got its server connection, or began to wait for one, in whole
+    /// seconds after the session was accepted: a full time would make every session's entry larger.
     held_since: AtomicU32,
     /// The client asks to end the wait for a server.
     wait_cancelled: AtomicBool,
@@ -231,6 +231,9 @@ impl SessionEntry {
 
     /// Only the session's own task calls this.
     pub(in crate::session) fn set_phase(&self, phase: Phase) {
+        if phase == Phase::Waiting && self.phase() != Phase::Waiting {
+            self.set_held_since(Instant::now());
+        }
         self.phase.store(phase as u8, Ordering::SeqCst);
     }
 
@@ -246,6 +249,16 @@ impl SessionEntry {
     pub fn held_s(&self) -> Option<u64> {
         let since = self.held_since.load(Ordering::Relaxed);
         if since == NEVER || self.placement().is_none() {
+            return None;
+        }
+        let age = self.origin.client.since.elapsed().as_secs();
+        Some(age.saturating_sub(since.into()))
+    }
+
+    /// For how many seconds it has waited for a server connection; `None`: it does not wait.
+    pub fn waiting_s(&self) -> Option<u64> {
+        let since = self.held_since.load(Ordering::Relaxed);
+        if self.phase() != Phase::Waiting || since == NEVER {
             return None;
         }
         let age = self.origin.client.since.elapsed().as_secs();

@@ -2,11 +2,11 @@
 
 use futures_util::FutureExt;
 
-use super::View;
+use super::{View, named};
 use crate::admin::gather;
 use crate::admin::operations::Gathered;
 use crate::admin::relation::{Column, Kind, Row, Value};
-use crate::admin::views::{EventView, RouteView, RouterView};
+use crate::admin::views::{EventView, HoldView, RouteView, RouterView};
 use crate::events::Level;
 
 const fn column(name: &'static str, kind: Kind, about: &'static str) -> Column {
@@ -34,7 +34,12 @@ pub(super) const ROUTER: View = View {
             let missing = handles.operations.refresh().await;
             let sessions = handles.operations.session_count();
             let disabled = handles.disabled_routes.names();
-            let router = RouterView::new(handles.readiness.phase(), sessions, &disabled);
+            let router = RouterView::new(
+                handles.readiness.phase(),
+                sessions,
+                &disabled,
+                handles.holding.holds(),
+            );
             Gathered {
                 value: vec![vec![
                     Value::Text(router.state),
@@ -68,11 +73,19 @@ pub(super) const ROUTES: View = View {
         column("pool", Kind::Text, "The mode of its pool; off without one"),
         column("members", Kind::TextArray, "Those that may serve it now"),
         column("sessions", Kind::Int8, "Of all processes"),
+        column(
+            "hold",
+            Kind::Text,
+            "That its clients are held, in short; null if not",
+        ),
     ],
     rows: |handles| {
         async move {
             let missing = handles.operations.refresh().await;
-            let value = gather::routes(handles).into_iter().map(route).collect();
+            let value = gather::routes(handles, &handles.holding.holds())
+                .into_iter()
+                .map(route)
+                .collect();
             Gathered { value, missing }
         }
         .boxed()
@@ -89,7 +102,70 @@ fn route(route: RouteView) -> Row {
         Value::Text(route.pool),
         Value::TextArray(route.members),
         Value::int(route.sessions),
+        Value::or_null(route.hold, |hold| Value::Text(hold.in_short())),
     ]
+}
+
+pub(super) const HOLDS: View = View {
+    name: "holds",
+    about: "The routes whose clients are held, why, for how long, and how to end it",
+    columns: &[
+        column("cluster", Kind::Text, "Its cluster"),
+        column("route", Kind::Text, "The route"),
+        column("clients", Kind::Int8, "Those that wait, of all processes"),
+        column(
+            "kind",
+            Kind::Text,
+            "pause, switchover, before-stop, drain or no server",
+        ),
+        column("cause", Kind::Text, "In words"),
+        column(
+            "router",
+            Kind::Text,
+            "Who ordered it; null if nobody did, or it is not known",
+        ),
+        column("operator", Kind::Text, "Who asked that router for it"),
+        column("since", Kind::Timestamp, "When it began"),
+        column("held_s", Kind::Int8, "Seconds since then"),
+        column("until", Kind::Timestamp, "When it is over at the latest"),
+        column("left_s", Kind::Int8, "Seconds until then"),
+        column("ended_by", Kind::Text, "How to end it"),
+    ],
+    rows: |handles| {
+        async move {
+            let missing = handles.operations.refresh().await;
+            let value = handles.holding.holds().into_iter().map(hold).collect();
+            Gathered { value, missing }
+        }
+        .boxed()
+    },
+};
+
+fn hold(hold: HoldView) -> Row {
+    let (router, operator) = match hold.by {
+        Some(by) => (named(by.router), named(by.operator)),
+        None => (Value::Null, Value::Null),
+    };
+    vec![
+        Value::Text(hold.cluster),
+        Value::Text(hold.route),
+        Value::int(hold.clients),
+        Value::Text(hold.kind),
+        Value::Text(hold.cause),
+        router,
+        operator,
+        at(hold.since_ms),
+        Value::int(hold.held_s),
+        at(hold.until_ms),
+        Value::int(hold.left_s),
+        Value::Text(hold.ended_by),
+    ]
+}
+
+/// Of milliseconds since 1970.
+fn at(millis: u64) -> Value {
+    let millis = i64::try_from(millis).unwrap_or(i64::MAX);
+    Value::Timestamp(millis.saturating_mul(1000))
 }
 
 pub(super) const EVENTS: View = View {
@@ -126,11 +202,7 @@ fn event(event: &EventView) -> Row {
     };
     vec![
         Value::int(event.number),
-        Value::Timestamp(
-            i64::try_from(event.time_ms)
-                .unwrap_or(i64::MAX / 1000)
-                .saturating_mul(1000),
-        ),
+        at(event.time_ms),
         Value::text(level),
         field("event"),
         field("cluster"),

@@ -2,7 +2,7 @@
 
 use futures_util::FutureExt;
 
-use super::View;
+use super::{View, named};
 use crate::admin::gather;
 use crate::admin::handles::Handles;
 use crate::admin::operations::Gathered;
@@ -62,6 +62,7 @@ pub(super) const WAITS: View = View {
         column("database", Kind::Text, "As it asked for"),
         column("cluster", Kind::Text, "Its cluster"),
         column("route", Kind::Text, "Its route"),
+        column("waiting_s", Kind::Int8, "Seconds that it has waited"),
         column("age_s", Kind::Int8, "Seconds since the session was accepted"),
         column("router_process_id", Kind::Int8, "The process that has it"),
     ],
@@ -76,11 +77,6 @@ async fn sessions(
     let Gathered { value, missing } = handles.operations.sessions().await;
     let value = value.into_iter().filter(is_meant).map(shown).collect();
     Gathered { value, missing }
-}
-
-/// `Null` for what is empty.
-fn named(text: String) -> Value {
-    Value::or_null(Some(text).filter(|text| !text.is_empty()), Value::Text)
 }
 
 fn numbered(number: u32) -> Value {
@@ -119,6 +115,7 @@ fn wait(session: SessionView) -> Row {
         Value::Text(session.database),
         Value::Text(session.cluster),
         Value::Text(session.route),
+        Value::or_null(session.waiting_s, Value::int),
         Value::int(session.age_s),
         numbered(session.router_process_id),
     ]

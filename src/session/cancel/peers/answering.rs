@@ -58,6 +58,7 @@ pub(in crate::session) async fn serve(
         tell,
         answered,
         _conversation: conversation,
+        address,
     };
     // It outlives what is waited for at the end of the sessions, and ends when the process does.
     let closing = shared.closing.clone();
@@ -123,6 +124,8 @@ struct Answerer {
     tell: mpsc::Sender<Answered>,
     answered: mpsc::Receiver<Answered>,
     _conversation: Conversation,
+    /// Of the router that asks.
+    address: Option<SocketAddr>,
 }
 
 impl Answerer {
@@ -174,9 +177,14 @@ impl Answerer {
     /// At this process and at the others of this router. Cancel requests of the same conversation
     /// wait for that, at most a few seconds: a router has a conversation for holds of its own.
     async fn carry_out(&self, request: Option<HoldRequest>) -> HoldAnswer {
-        let Some(request) = request else {
+        let Some(mut request) = request else {
             return HoldAnswer::Refused(HoldRefusal::Unsupported);
         };
+        if let Some(by) = request.by_mut()
+            && let Some(name) = self.address.and_then(|address| self.peers.name_at(address.ip()))
+        {
+            by.router = name;
+        }
         let (answer, missing) = self.shared.carry_out(&request).await;
         for process in missing {
             debug!("another process of this router does not follow a peer's order: {process}");

@@ -67,7 +67,14 @@ const NONCE_LEN: usize = 32;
 const TAG_LEN: usize = 16;
 /// What the largest question and the largest answer are not longer than.
 const LARGEST_QUESTION: usize = LENGTH_LEN + MOST_QUESTION + QUESTION_UNIT + TAG_LEN;
-const LARGEST_ANSWER: usize = LENGTH_LEN + MOST_ANSWER + ANSWER_UNIT + TAG_LEN;
+const LARGEST_ANSWER: usize = {
+    let most = if MOST_ANSWER > hold::MOST_HOLD_ANSWER {
+        MOST_ANSWER
+    } else {
+        hold::MOST_HOLD_ANSWER
+    };
+    LENGTH_LEN + most + ANSWER_UNIT + TAG_LEN
+};
 
 /// The peers' secret, ready for use.
 #[derive(Clone)]

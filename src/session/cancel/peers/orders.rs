@@ -15,7 +15,7 @@ use super::Peers;
 use super::codec::{Asking, PeerKey, Reply};
 use super::line::{Line, described, open};
 use crate::names;
-use crate::session::holds::{HoldAnswer, HoldRequest};
+use crate::session::holds::{HoldAnswer, HoldRefusal, HoldRequest};
 
 /// Time limit for a peer's answer. An order counts for longer than that.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -36,6 +36,8 @@ struct OrderLine {
     asking: Asking,
     read: BytesMut,
     next: u32,
+    /// Its release does not know who ordered something.
+    is_older: bool,
 }
 
 impl Peers {
@@ -44,6 +46,16 @@ impl Peers {
         let hosts = self.lines.iter().map(|line| &*line.peer().host);
         let found = join_all(hosts.map(|host| names::addresses(host, deadline))).await;
         found.into_iter().flatten().flatten().collect()
+    }
+
+    /// The name of the only peer that is configured with this address.
+    pub(super) fn name_at(&self, address: IpAddr) -> Option<String> {
+        let is_there = |line: &&Arc<Line>| line.peer().host.parse() == Ok(address.to_canonical());
+        let mut there = self.lines.iter().filter(is_there);
+        match (there.next(), there.next()) {
+            (Some(only), None) => Some(only.name().to_owned()),
+            _ => None,
+        }
     }
 
     pub fn orders(&self) -> PeerOrders {
@@ -116,10 +128,23 @@ impl OrderLine {
             asking,
             read: BytesMut::new(),
             next: 0,
+            is_older: false,
         })
     }
 
     async fn ask(&mut self, request: &HoldRequest) -> Result<HoldAnswer, String> {
+        if !self.is_older {
+            let answer = self.ask_once(request).await?;
+            let unnamed = request.unnamed();
+            if answer != HoldAnswer::Refused(HoldRefusal::Unsupported) || unnamed == *request {
+                return Ok(answer);
+            }
+            self.is_older = true;
+        }
+        self.ask_once(&request.unnamed()).await
+    }
+
+    async fn ask_once(&mut self, request: &HoldRequest) -> Result<HoldAnswer, String> {
         let number = self.next;
         self.next = self.next.wrapping_add(1);
         let packet = self.asking.hold(number, request);

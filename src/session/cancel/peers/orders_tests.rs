@@ -5,6 +5,7 @@ use tokio::net::TcpListener;
 use super::super::codec::{self, OLD_VERSION, OPENING_LEN, Question, Refusal, VERSION};
 use super::*;
 use crate::cluster::LeaveToken;
+use crate::cluster::snapshot::OrderedBy;
 use crate::config::{self, Secret};
 use crate::session::holds::{HoldOrder, HoldRefusal, MemberActivity};
 
@@ -17,6 +18,8 @@ fn request() -> HoldRequest {
         token: LeaveToken([1, 2]),
         lasts_ms: 3000,
         is_switchover: true,
+        by: None,
+        ends_ms: None,
     })
 }
 
@@ -65,8 +68,13 @@ async fn serve(listener: TcpListener, versions: std::ops::RangeInclusive<u8>, qu
                     number,
                     request: asked,
                 }) => {
-                    assert_eq!(asked, Some(request()));
-                    let packet = said(&mut answering, number);
+                    let is_named = matches!(&asked, Some(HoldRequest::Hold(HoldOrder { by: Some(_), .. })));
+                    let packet = if is_named {
+                        answering.held(number, &HoldAnswer::Refused(HoldRefusal::Unsupported))
+                    } else {
+                        assert_eq!(asked, Some(request()));
+                        said(&mut answering, number)
+                    };
                     stream.write_all(&packet).await.unwrap();
                     left -= 1;
                 }
@@ -130,6 +138,23 @@ async fn all_peers_are_asked_at_once_and_each_answers_for_itself() {
     }
     assert!(orders.leave_out("peer4") && !orders.leave_out("peer4"));
     assert_eq!(orders.ask(&request()).await.len(), 4);
+}
+
+/// As a release that does not know who ordered something.
+#[tokio::test]
+async fn a_peer_of_an_older_release_is_asked_without_who_ordered_it() {
+    let (listener, port) = listen().await;
+    tokio::spawn(serve(listener, VERSION..=VERSION, 9, done));
+    let mut orders = orders(&[port]);
+    let HoldRequest::Hold(mut order) = request() else {
+        unreachable!("it is one");
+    };
+    order.by = Some(OrderedBy::new("router1", "admin"));
+    order.ends_ms = Some(27_000);
+    for _ in 0..2 {
+        let answers = orders.ask(&HoldRequest::Hold(order.clone())).await;
+        assert!(matches!(&answers[0].1, Ok(HoldAnswer::Done(_))), "{answers:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,59 @@
+//! Answers to names that nothing has: they repeat the name, and list those there are.
+
+use axum::http::{StatusCode, Uri};
+
+use super::super::handles::ClusterView;
+use super::answer::JsonAnswer;
+use super::api::find;
+use super::app::{App, Params};
+use crate::cluster::snapshot::MemberName;
+
+/// # Errors
+/// The query names a cluster that there is none of.
+pub(super) fn known_cluster(app: &App, uri: &Uri) -> Result<(), JsonAnswer> {
+    find(app, uri).map(drop).or_else(|answer| {
+        let is_named = Params::of(uri).first("cluster").is_some();
+        if is_named { Err(answer) } else { Ok(()) }
+    })
+}
+
+pub(super) fn no_cluster(app: &App, name: &str) -> JsonAnswer {
+    let names = app.handles.clusters.iter().map(|view| &*view.name);
+    JsonAnswer::problem(
+        StatusCode::NOT_FOUND,
+        &format!("there is no cluster {name}"),
+        &there_is(names),
+    )
+}
+
+/// The longest list of names.
+const MOST_NAMES: usize = 20;
+
+/// Completes "there is no cluster x": the names there are.
+pub(super) fn there_is<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<&str> = names.collect();
+    match names.len() {
+        0 => "there is none".to_owned(),
+        1..=MOST_NAMES => format!("there is: {}", names.join(", ")),
+        count => format!(
+            "there is: {} and {} more",
+            names[..MOST_NAMES].join(", "),
+            count - MOST_NAMES
+        ),
+    }
+}
+
+pub(super) fn no_member(app: &App, view: &ClusterView, name: &MemberName) -> JsonAnswer {
+    let snapshot = view.snapshot.borrow().clone();
+    let names = there_is(snapshot.members.iter().map(|member| member.name.as_str()));
+    let hint = if app.handles.clusters.len() > 1 {
+        format!("{names}; give another cluster with --cluster (?cluster=)")
+    } else {
+        names
+    };
+    JsonAnswer::problem(
+        StatusCode::NOT_FOUND,
+        &format!("cluster {} has no member {name}", view.name),
+        &hint,
+    )
+}
