@@ -140,7 +140,12 @@ fn take_named(rest: &mut &[u8]) -> Result<(OrderedBy, Option<u32>), PeerError> {
         *rest = behind;
         std::str::from_utf8(text).map_err(|_| PeerError::Malformed)
     };
-    let by = OrderedBy::new(text()?, text()?);
+    let (router, operator) = (text()?, text()?);
+    let by = OrderedBy::new(router, operator);
+    // Peers send what can be printed.
+    if by.router != router || by.operator != operator {
+        return Err(PeerError::Malformed);
+    }
     Ok((by, Some(ends_ms).filter(|ends| *ends > 0)))
 }
 
@@ -181,6 +186,10 @@ pub(super) fn decode_question(body: &[u8]) -> Result<(u32, Option<HoldRequest>),
         [action] = take(&mut rest)?;
         if action != HOLD && action != PAUSE {
             return Ok((number, None));
+        }
+        // A pause has its end in itself.
+        if action == PAUSE && ends_ms.is_some() {
+            return Err(PeerError::Malformed);
         }
     }
     if action == PAUSE {
