@@ -88,6 +88,10 @@ pub(crate) struct Column {
     pub(crate) about: &'static str,
 }
 
+pub(crate) const fn column(name: &'static str, kind: Kind, about: &'static str) -> Column {
+    Column { name, kind, about }
+}
+
 /// As many values as columns, of their types.
 pub(crate) type Row = Vec<Value>;
 
@@ -108,6 +112,16 @@ impl Value {
     /// `Null` for `None`.
     pub(crate) fn or_null<T>(value: Option<T>, made: impl FnOnce(T) -> Self) -> Self {
         value.map_or(Self::Null, made)
+    }
+
+    /// The bytes of memory that it takes.
+    pub(crate) fn size(&self) -> usize {
+        let beside = match self {
+            Self::Text(text) => text.len(),
+            Self::TextArray(texts) => texts.iter().map(|text| size_of::<String>() + text.len()).sum(),
+            _ => 0,
+        };
+        size_of::<Self>() + beside
     }
 
     pub(crate) fn is_null(&self) -> bool {

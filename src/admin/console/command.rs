@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::super::relation::{Column, Kind, Row, Value};
+use super::super::relation::{Column, Kind, Row, Value, column};
 use super::orders::Order;
 use super::statement::Statement;
 use super::views;
@@ -155,10 +155,6 @@ pub(super) static COMMANDS: [Command; 16] = [
     nothing("SET application_name …", "SET"),
     nothing("SET extra_float_digits …", "SET"),
 ];
-
-const fn column(name: &'static str, kind: Kind, about: &'static str) -> Column {
-    Column { name, kind, about }
-}
 
 const HELP: &[Column] = &[
     column("command", Kind::Text, "As it is typed"),

@@ -15,10 +15,12 @@ use pgwire::api::store::PortalStore;
 use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, Type};
 use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
 
 use super::super::handles::Handles;
+use super::super::operations::Gathered;
 use super::super::relation::{self, Kind, Row, Value};
 use super::super::sql::{OutputColumn, Plan, Session};
 use super::command::Effect;
@@ -33,6 +35,9 @@ use crate::wire::sqlstate::SqlState;
 /// nobody else.
 const MOST_AT_ONCE: usize = 2;
 static WORKING: Semaphore = Semaphore::const_new(MOST_AT_ONCE);
+/// Of rows that wait to be read, in KiB, of all sessions of a process.
+const MOST_UNREAD: usize = 128 * 1024;
+static UNREAD: Semaphore = Semaphore::const_new(MOST_UNREAD);
 
 #[derive(Debug)]
 pub(super) struct Handler {
@@ -64,12 +69,15 @@ impl Handler {
         notices: &mut dyn Notices,
     ) -> PgWireResult<Response> {
         let rows = match statement {
-            Statement::Query(plan) => self.query(plan, parameters, notices).await,
+            Statement::Query(plan) => {
+                let view = plan.view().and_then(views::find);
+                self.looked_up(view, Some((plan, parameters)), notices).await
+            }
             Statement::Catalog(answer) => Ok(answer.rows.clone()),
             Statement::Command { command, name } => match &command.effect {
                 Effect::Nothing { tag } => return Ok(Response::Execution(Tag::new(tag))),
                 Effect::Rows(_, rows) => Ok(rows()),
-                Effect::View(view) => Ok(self.rows_of(views::find(view), notices).await),
+                Effect::View(view) => self.looked_up(views::find(view), None, notices).await,
                 Effect::Order { order, columns, tag } => {
                     let answer = self.orders.carry_out(*order, name.as_deref(), notices).await;
                     if columns.is_empty() {
@@ -81,46 +89,78 @@ impl Handler {
                 }
             },
         };
-        let rows = rows.map_err(|reply| error(&reply))?;
-        table(&statement.columns(), format, rows)
+        rows.and_then(|rows| Ok((reserved(&UNREAD, &rows)?, rows)))
+            .map_err(|reply| error(&reply))
+            .and_then(|(room, rows)| table(&statement.columns(), format, rows, room))
     }
 
-    /// With a notice for each process of this router that did not answer.
-    async fn rows_of(&self, view: Option<&View>, notices: &mut dyn Notices) -> Vec<Row> {
-        let Some(view) = view else { return Vec::new() };
-        let gathered = view.rows(&self.handles).await;
-        for process in gathered.missing {
+    /// The rows of a view, or what a query makes of them; with a notice for each process of this
+    /// router that did not answer. The work is done away from the threads that serve sessions.
+    async fn looked_up(
+        &self,
+        view: Option<&'static View>,
+        query: Option<(&Arc<Plan>, Vec<Value>)>,
+        notices: &mut dyn Notices,
+    ) -> Result<Vec<Row>, ErrorReply> {
+        let turn = WORKING.acquire().await;
+        let (handles, session, runtime) = (self.handles.clone(), self.session.clone(), Handle::current());
+        let query = query.map(|(plan, parameters)| (Arc::clone(plan), parameters));
+        let work = move || {
+            let Gathered { value, missing } = match view {
+                Some(view) => runtime.block_on(view.rows(&handles)),
+                None => Gathered::whole(Vec::new()),
+            };
+            let rows = match query {
+                Some((plan, parameters)) => {
+                    plan.run(value, &parameters, &session, relation::micros(SystemTime::now()))
+                }
+                None => Ok(value),
+            };
+            (rows, missing)
+        };
+        let worked = spawn_blocking(work).await;
+        // A client that does not read its notices keeps no turn.
+        drop(turn);
+        let Ok((rows, missing)) = worked else {
+            return Err(
+                ErrorReply::error(SqlState::INTERNAL_ERROR, "the query could not be worked on")
+                    .hint("The router's log says why."),
+            );
+        };
+        for process in missing {
             notices
                 .notice(format!("the answer is not complete: {process}"))
                 .await;
         }
-        gathered.value
-    }
-
-    async fn query(
-        &self,
-        plan: &Arc<Plan>,
-        parameters: Vec<Value>,
-        notices: &mut dyn Notices,
-    ) -> Result<Vec<Row>, ErrorReply> {
-        let _turn = WORKING.acquire().await;
-        let rows = self.rows_of(plan.view().and_then(views::find), notices).await;
-        let (plan, session) = (Arc::clone(plan), self.session.clone());
-        let work = move || plan.run(rows, &parameters, &session, relation::micros(SystemTime::now()));
-        // Not on this thread, which serves sessions.
-        spawn_blocking(work).await.unwrap_or_else(|_| {
-            Err(ErrorReply::error(
-                SqlState::INTERNAL_ERROR,
-                "the query could not be worked on",
-            ))
-        })
+        rows
     }
 }
 
-fn table(columns: &[OutputColumn], format: &Format, rows: Vec<Row>) -> PgWireResult<Response> {
+/// Room for rows that a client has not read yet.
+fn reserved<'a>(unread: &'a Semaphore, rows: &[Row]) -> Result<SemaphorePermit<'a>, ErrorReply> {
+    let bytes: usize = rows.iter().flatten().map(Value::size).sum();
+    // Never more than all: a single answer is smaller.
+    let kibibytes = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+    unread.try_acquire_many(kibibytes).map_err(|_| {
+        ErrorReply::error(
+            SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+            format!("answers of the console that clients have not read take more than {MOST_UNREAD} KiB"),
+        )
+        .hint("Read or close the portals that are open, or ask for fewer columns or rows.")
+    })
+}
+
+fn table(
+    columns: &[OutputColumn],
+    format: &Format,
+    rows: Vec<Row>,
+    room: SemaphorePermit<'static>,
+) -> PgWireResult<Response> {
     let fields = Arc::new(fields(columns, format)?);
     let mut encoder = DataRowEncoder::new(Arc::clone(&fields));
     let encoded = rows.into_iter().map(move |row| {
+        // Given back with the last row, or with the portal.
+        let _room = &room;
         transfer::encode(&mut encoder, &row)?;
         Ok(encoder.take_row())
     });
@@ -315,5 +355,21 @@ impl QueryParser for Parser {
             return Ok(Vec::new());
         }
         fields(&columns, format.unwrap_or(&Format::UnifiedText))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn rows_that_nobody_reads_have_a_bound() {
+        let unread = Semaphore::new(1000);
+        let rows = |bytes| vec![vec![Value::text("x".repeat(bytes))]];
+        let first = reserved(&unread, &rows(900 * 1024)).unwrap();
+        assert_eq!(reserved(&unread, &rows(200 * 1024)).unwrap_err().code, "53400");
+        drop(first);
+        assert!(reserved(&unread, &rows(200 * 1024)).is_ok());
     }
 }

@@ -1,5 +1,6 @@
 //! Expressions over the values of a row, with types, and what they come to.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 
 use super::super::relation::{Kind, Row, Value, lossy};
@@ -88,7 +89,30 @@ pub(super) struct Surroundings<'a> {
     pub(super) session: &'a super::Session,
     /// Microseconds since 1970.
     pub(super) now: i64,
+    /// Bytes that the values of the answer, of keys and of aggregates may still take.
+    pub(super) room: Cell<usize>,
 }
+
+impl Surroundings<'_> {
+    /// Makes room for a value that is kept.
+    ///
+    /// # Errors
+    /// There is none left.
+    pub(super) fn kept(&self, value: Value) -> Result<Value, ErrorReply> {
+        let left = self.room.get().checked_sub(value.size()).ok_or_else(|| {
+            ErrorReply::error(
+                SqlState::PROGRAM_LIMIT_EXCEEDED,
+                format!("the query needs more than {} MiB", MOST_KEPT >> 20),
+            )
+            .hint("Ask for fewer columns or rows.")
+        })?;
+        self.room.set(left);
+        Ok(value)
+    }
+}
+
+/// Bytes that a query may take beside the rows of its view.
+pub(super) const MOST_KEPT: usize = 32 << 20;
 
 impl Expr {
     /// # Errors

@@ -1,9 +1,10 @@
 //! A query that has been read, and how its answer is made of a view's rows.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 
 use super::super::relation::{Kind, Row, Value};
-use super::expr::{Expr, Surroundings, is_distinct, truth};
+use super::expr::{Expr, MOST_KEPT, Surroundings, is_distinct, truth};
 use super::function::Aggregate;
 use super::{OutputColumn, Session};
 use crate::wire::message::ErrorReply;
@@ -77,6 +78,7 @@ impl Plan {
             parameters,
             session,
             now,
+            room: Cell::new(MOST_KEPT),
         };
         // As PostgreSQL, these are looked at first.
         let limit = count(
@@ -107,7 +109,7 @@ impl Plan {
         }
         let mut answer = Vec::with_capacity(rows.len());
         for row in &rows {
-            let of = |expr: &Expr| expr.value(row, &about);
+            let of = |expr: &Expr| expr.value(row, &about).and_then(|value| about.kept(value));
             let values = self.values.iter().map(of).collect::<Result<Row, _>>()?;
             let mut keys = Row::with_capacity(self.order.len());
             for key in &self.order {
@@ -154,7 +156,8 @@ impl GroupBy {
     fn rows(&self, rows: &[Row], about: &Surroundings<'_>) -> Result<Vec<Row>, ErrorReply> {
         let mut keyed = Vec::with_capacity(rows.len());
         for row in rows {
-            let keys = self.keys.iter().map(|key| key.value(row, about));
+            let of = |key: &Expr| key.value(row, about).and_then(|value| about.kept(value));
+            let keys = self.keys.iter().map(of);
             keyed.push((keys.collect::<Result<Row, _>>()?, row));
         }
         keyed.sort_by(|(one, _), (other, _)| in_order(one, other));
@@ -188,7 +191,7 @@ impl GroupBy {
                     None => Value::Bool(true),
                 };
                 if !value.is_null() {
-                    values.push(value);
+                    values.push(about.kept(value)?);
                 }
             }
             group.push(aggregate.function.over(values, aggregate.is_distinct)?);

@@ -424,3 +424,21 @@ fn size_and_depth_are_bounded() {
     let list = format!("SELECT id FROM nodes WHERE id IN ({})", list.join(", "));
     assert_eq!(told(&list), "1 2 3 4 5");
 }
+
+/// However long a text is, and however many rows there are.
+#[test]
+fn what_a_query_keeps_is_bounded() {
+    let long = [Value::text("x".repeat(10 << 20))];
+    for sql in [
+        "SELECT $1::text FROM nodes",
+        "SELECT name FROM nodes ORDER BY $1 || name",
+        "SELECT count(*) FROM nodes GROUP BY $1 || name",
+        "SELECT min($1 || name) FROM nodes",
+    ] {
+        assert!(told_with(sql, &long).starts_with("54000 "), "{sql}");
+    }
+    assert_eq!(
+        told_with("SELECT count(*) FROM nodes WHERE length($1) > 5", &long),
+        "5"
+    );
+}

@@ -4,13 +4,9 @@ use futures_util::FutureExt;
 
 use super::View;
 use crate::admin::operations::Gathered;
-use crate::admin::relation::{Column, Kind, Row, Value};
+use crate::admin::relation::{Kind, Row, Value, column};
 use crate::auth::hba::rows::HbaRow;
 use crate::auth::ident::IdentRow;
-
-const fn column(name: &'static str, kind: Kind, about: &'static str) -> Column {
-    Column { name, kind, about }
-}
 
 pub(super) const HBA: View = View {
     name: "pg_hba_file_rules",

@@ -5,13 +5,9 @@ use futures_util::FutureExt;
 use super::{View, named};
 use crate::admin::gather;
 use crate::admin::operations::Gathered;
-use crate::admin::relation::{Column, Kind, Row, Value};
+use crate::admin::relation::{Kind, Row, Value, column};
 use crate::admin::views::{EventView, HoldView, RouteView, RouterView};
 use crate::events::Level;
-
-const fn column(name: &'static str, kind: Kind, about: &'static str) -> Column {
-    Column { name, kind, about }
-}
 
 pub(super) const ROUTER: View = View {
     name: "router",

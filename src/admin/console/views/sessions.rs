@@ -6,12 +6,8 @@ use super::{View, named};
 use crate::admin::gather;
 use crate::admin::handles::Handles;
 use crate::admin::operations::Gathered;
-use crate::admin::relation::{Column, Kind, Row, Value};
+use crate::admin::relation::{Kind, Row, Value, column};
 use crate::admin::views::{PoolMemberView, PoolView, ServerConnectionView, SessionView};
-
-const fn column(name: &'static str, kind: Kind, about: &'static str) -> Column {
-    Column { name, kind, about }
-}
 
 pub(super) const SESSIONS: View = View {
     name: "sessions",

@@ -5,12 +5,8 @@ use futures_util::FutureExt;
 use super::View;
 use crate::admin::handles::Handles;
 use crate::admin::operations::Gathered;
-use crate::admin::relation::{Column, Kind, Row, Value};
+use crate::admin::relation::{Kind, Row, Value, column};
 use crate::admin::views::{ClusterSummary, MemberView};
-
-const fn column(name: &'static str, kind: Kind, about: &'static str) -> Column {
-    Column { name, kind, about }
-}
 
 pub(super) const CLUSTERS: View = View {
     name: "clusters",
