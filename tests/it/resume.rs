@@ -3,10 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::pooling::{bind_named, parse_named, seen};
 use super::raw::{Client, Login, PATIENCE, at, execute, query, shown, sync};
-use crate::cluster::{Cluster, Options, Router, eventually, output, secret};
+use crate::cluster::{Cluster, Options, Router, eventually, output, pause, secret};
 
 const ROUTES: &str = "routes:
   plain: {targets: [replica], resume: tracked}
@@ -147,7 +152,7 @@ fn clients_of_a_drained_leader_wait_until_it_is_ready() {
     kept.send(&query("SHOW work_mem"));
     pooled.send(&query("SELECT 1"));
     let address = at(&on.router, 6432);
-    let newcomer = std::thread::spawn(move || Client::login(address, Login::default()).value("SELECT 1"));
+    let newcomer = thread::spawn(move || Client::login(address, Login::default()).value("SELECT 1"));
     for (route, clients) in [("read-write", 2.0), ("transactions", 1.0)] {
         let held = format!("trunkline_hold_length{{route=\"{route}\"}}");
         eventually("they wait", PATIENCE, || {
@@ -173,4 +178,79 @@ fn a_tracked_session_is_like_one_of_its_own_as_long_as_nothing_happens() {
     client.ask("INSERT INTO mine VALUES (1)");
     assert_eq!(client.value("SELECT count(*) FROM mine"), "1");
     assert_eq!(client.value("SELECT pg_backend_pid()"), first);
+}
+
+/// Whether the session goes on behind a request, whatever the answer is.
+fn is_answered(client: &mut Client) -> bool {
+    client.send(&query("SELECT 1"));
+    std::iter::from_fn(|| client.next()).any(|frame| frame.tag == b'Z')
+}
+
+/// For ten seconds a role ends the server connections of its own sessions, again and again. That is
+/// no evidence that the leader is gone: the gate stays open, and others are answered all the while.
+#[test]
+fn a_role_that_terminates_its_own_sessions_delays_nobody() {
+    let on = Subject::start();
+    let leader = Cluster::shared().node(&Cluster::shared().leader());
+    let (over, ended) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let held = || -> f64 {
+        let (_, text) = on.router.http("/metrics").unwrap();
+        let entered = text
+            .lines()
+            .filter(|line| line.starts_with("trunkline_hold_entered_total"));
+        entered
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+            .sum()
+    };
+    let before = held();
+    thread::scope(|scope| {
+        for port in [6432, 6443] {
+            let (on, over) = (&on, &over);
+            scope.spawn(move || {
+                // A login that is hit fails, a request has an unknown outcome: both begin anew.
+                while !over.load(Ordering::Relaxed) {
+                    let login = Login {
+                        parameters: &[("application_name", "ends itself")],
+                        ..Login::default()
+                    };
+                    let Ok(mut own) = Client::try_login(at(&on.router, port), login) else {
+                        continue;
+                    };
+                    while !over.load(Ordering::Relaxed) && is_answered(&mut own) {}
+                }
+            });
+        }
+        scope.spawn(|| {
+            let address = std::net::SocketAddr::new(leader.address.parse().unwrap(), leader.port);
+            let mut killer = Client::login(address, Login::default());
+            while !over.load(Ordering::Relaxed) {
+                let count = killer.value(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                     WHERE usename = 'app' AND application_name LIKE 'ends itself%' AND pid <> pg_backend_pid()",
+                );
+                ended.fetch_add(count.parse().unwrap(), Ordering::Relaxed);
+                pause(Duration::from_millis(20));
+            }
+        });
+        let other = Login {
+            user: "postgres",
+            password: "postgres",
+            ..Login::default()
+        };
+        let mut others = [6432, 6443].map(|port| Client::login(at(&on.router, port), other));
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(10) {
+            for client in &mut others {
+                assert_eq!(client.value("SELECT 'served'"), "served");
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let ended = ended.load(Ordering::Relaxed);
+    assert!(ended > 50, "sessions were terminated: {ended}");
+    assert!(
+        (held() - before).abs() < 0.5,
+        "nobody was held: {}",
+        on.router.log()
+    );
 }
