@@ -45,6 +45,7 @@ use crate::session::end::{Cause, Reason};
 use crate::wire::frame::{self, Frame};
 use crate::wire::message;
 use handler::Handler;
+pub(in crate::admin) use handler::limits;
 pub use orders::ConsoleOrders;
 use orders::SessionOrders;
 use request::{Change, ConsoleRequest, Names};

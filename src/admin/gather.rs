@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::handles::Handles;
 use super::operations::{Gathered, Operations};
-use super::views::{HoldView, RouteView, ServerConnectionView};
+use super::process_limits;
+use super::views::{HoldView, LimitView, RouteView, ServerConnectionView};
 
 /// Those of each cluster in the order of the configuration, then disabled ones that no listener
 /// has. `held` are the routes that hold their clients. The numbers of sessions are by the last
@@ -31,6 +32,13 @@ pub(super) fn routes(handles: &Handles, held: &[HoldView]) -> Vec<RouteView> {
         route.hold = held.iter().find(is_here).cloned();
         route.paused_s = paused.get(&route.name).map(Duration::as_secs);
     }
+    all
+}
+
+/// Those of the router, then those of the process and of this room.
+pub(super) fn limits(handles: &Handles) -> Vec<LimitView> {
+    let mut all = handles.inventory.limits();
+    all.extend(process_limits::limits(handles));
     all
 }
 

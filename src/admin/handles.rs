@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::holding::HoldOperations;
+use super::inventory::Inventory;
 use super::metrics::Metrics;
 use super::operations::Operations;
 use crate::auth::hba::rows::HbaRow;
@@ -26,6 +27,7 @@ pub struct Handles {
     pub access: AccessView,
     pub operations: Arc<dyn Operations>,
     pub holding: Arc<dyn HoldOperations>,
+    pub inventory: Arc<dyn Inventory>,
     /// The content of `http.token_file`; replaced when the file or the key changes, empty if there
     /// is none.
     pub token: Arc<ArcSwapOption<Secret>>,

@@ -15,6 +15,7 @@ pub(crate) mod fuzzing;
 mod guard;
 mod hba;
 mod holding;
+mod inventory;
 mod names;
 mod node;
 mod patroni;
@@ -37,6 +38,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(super) use self::serve::MOST_CONNECTIONS;
 use self::serve::{HttpLimits, Settings};
 use super::handles::Handles;
 use crate::config::{self, AgentSubject, BindAddress};

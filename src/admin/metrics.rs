@@ -305,15 +305,15 @@ impl Collector for Process {
                 lossy(limit),
             )?;
         }
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        if let Some(kibibytes) = status_value(&status, "VmRSS:") {
+        if let Some(bytes) = resident_memory() {
             gauge(
                 "process_resident_memory",
                 "Resident memory",
                 Some(&Unit::Bytes),
-                lossy(kibibytes * 1024),
+                lossy(bytes),
             )?;
         }
+        let status = process_status();
         if let Some(threads) = status_value(&status, "Threads:") {
             gauge("process_threads", "Threads", None, lossy(threads))?;
         }
@@ -321,8 +321,17 @@ impl Collector for Process {
     }
 }
 
+fn process_status() -> String {
+    std::fs::read_to_string("/proc/self/status").unwrap_or_default()
+}
+
+/// In bytes.
+pub(super) fn resident_memory() -> Option<u64> {
+    status_value(&process_status(), "VmRSS:").map(|kibibytes| kibibytes * 1024)
+}
+
 /// The files open now, without the one needed to count them.
-fn open_files() -> Option<u64> {
+pub(super) fn open_files() -> Option<u64> {
     let count = std::fs::read_dir("/proc/self/fd").ok()?.count();
     u64::try_from(count).ok()?.checked_sub(1)
 }

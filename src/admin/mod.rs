@@ -15,11 +15,13 @@ mod gather;
 mod handles;
 mod holding;
 mod http;
+mod inventory;
 mod local;
 pub mod log;
 mod member_checks;
 pub mod metrics;
 mod operations;
+mod process_limits;
 mod relation;
 mod sql;
 mod views;
@@ -36,9 +38,11 @@ pub use holding::{
 #[cfg(any(test, fuzzing))]
 pub(crate) use http::fuzzing as http_fuzzing;
 pub use http::{AdminError, AdminThread, BoundHttp, Prepared, prepare};
+pub use inventory::Inventory;
 pub use metrics::Metrics;
 pub use operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
 pub use views::{
-    Activity, ClusterSummary, EventView, HoldView, IdleConnectionView, MemberView, PoolMemberView, PoolView,
-    RouteView, RouterView, ServerConnectionView, SessionView,
+    Activity, CertificateView, ClusterSummary, EventView, HoldView, IdleConnectionView, LimitView,
+    ListenerView, MemberView, PeerView, PoolMemberView, PoolView, RouteView, RouterView,
+    ServerConnectionView, SessionView, SettingView,
 };

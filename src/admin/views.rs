@@ -5,6 +5,7 @@
 //! `null` for what is not known.
 
 mod hold;
+mod inventory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::events::{Event, Level, RecordedEvent};
 use crate::routing;
 use crate::session::generations::totals::MemberLoad;
 pub use hold::HoldView;
+pub use inventory::{CertificateView, LimitView, ListenerView, PeerView, SettingView};
 
 /// The router itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

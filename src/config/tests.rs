@@ -29,6 +29,7 @@ mod pool;
 mod rereading;
 mod routes;
 mod schema;
+mod settings;
 mod tcp;
 mod texts;
 mod unfit;

@@ -46,6 +46,11 @@ impl Listeners {
         }
     }
 
+    /// The settings of the open listeners.
+    pub(super) fn settings(&self) -> Vec<Arc<ListenerSettings>> {
+        self.open.iter().map(|open| open.handler.settings()).collect()
+    }
+
     /// The number of accepted connections that have not ended.
     pub(super) fn connections(&self) -> usize {
         self.workers.tasks()
@@ -80,8 +85,7 @@ impl Listeners {
     /// not `wanted`. Sessions stay and count for the listener of the same name. The kernel refuses
     /// the clients in the queue of a listener that closes.
     pub(super) fn replace(&mut self, wanted: Vec<WantedListener>, bound: Vec<(Bound, Handle)>) {
-        let before: Vec<Arc<ListenerSettings>> =
-            self.open.iter().map(|open| open.handler.settings()).collect();
+        let before = self.settings();
         self.open.retain(|open| {
             let stays = wanted.iter().any(|wanted| wanted.address == open.address);
             if !stays {

@@ -18,6 +18,7 @@ mod files;
 pub(crate) mod handover;
 mod hold_events;
 mod holding;
+mod inventory;
 mod limits;
 mod listeners;
 mod notify;

@@ -19,12 +19,13 @@ use tokio_util::task::TaskTracker;
 
 use super::administration::Administration;
 use super::files::FileReader;
+use super::inventory::Inventory;
 use super::listeners::{Listeners, WantedListener};
 use super::state_file::MemberOverrides;
 use super::supervisor::READ_LIMIT;
 use super::{lag_limits, limits};
 use crate::admin::log::LogHandle;
-use crate::admin::{self, AdminThread, ClusterView, ConsoleOrders, Handles};
+use crate::admin::{self, AccessView, AdminThread, ClusterView, ConsoleOrders, Handles};
 use crate::backend::TlsClient;
 use crate::cluster::snapshot::Leader;
 use crate::cluster::{self, ClusterHandle, PreparedCluster, Reporting, WeakClusterHandle};
@@ -57,6 +58,8 @@ pub(super) struct Service {
     pub(super) admin: AdminThread,
     /// A reload replaces the clusters. Everything else stays.
     pub(super) handles: Handles,
+    /// What the handles show of this.
+    pub(super) inventory: Arc<Inventory>,
     /// The clusters, as the metrics show them.
     pub(super) metric_views: Arc<ArcSwap<Vec<ClusterView>>>,
     pub(super) administration: Arc<Administration>,
@@ -200,6 +203,8 @@ impl Service {
         self.handles.clusters = views(new, &self.clusters, &self.shared.occupancy);
         self.handles.token.store(new.http.token.clone().map(Arc::new));
         self.metric_views.store(Arc::new(self.handles.clusters.clone()));
+        // It shows the new clusters.
+        self.shared.console.store(console_access(new, &self.handles));
         self.admin.replace(&new.http, http, self.handles.clone());
         Ok(())
     }
@@ -340,7 +345,6 @@ impl Service {
         shared.quota.resize(&new.limits);
         shared.login_throttle.replace_limit(new.auth.rate_limit.clone());
         shared.login_timeout.store(Arc::new(new.auth.login_timeout));
-        shared.console.store(console_access(new, &self.handles));
         let members = |config: &Config| config.peers.as_ref().map(|peers| peers.members.clone());
         // Issued keys are sealed with the secret from the start.
         let secret = started.peers.as_ref().map(|peers| peers.secret.clone());
@@ -427,6 +431,15 @@ pub(super) fn console_access(config: &Config, handles: &Handles) -> Option<Arc<C
         let answers = admin::Console::new(handles.clone(), orders, database);
         Arc::new(ConsoleAccess::new(console, Arc::new(answers)))
     })
+}
+
+/// A view of the rules that are in service at the time of a request.
+pub(super) fn access_view(access: &Arc<ArcSwap<AuthPolicy>>) -> AccessView {
+    let (rules, maps) = (Arc::clone(access), Arc::clone(access));
+    AccessView {
+        hba: Arc::new(move || rules.load().rules.rows()),
+        ident: Arc::new(move || maps.load().maps.rows()),
+    }
 }
 
 /// The configured listeners with their settings.

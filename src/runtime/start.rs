@@ -22,6 +22,7 @@ use super::files::FileReader;
 use super::handover::{self, OldProcess};
 use super::hold_events;
 use super::holding::HoldingRouter;
+use super::inventory::Inventory;
 use super::lag_limits;
 use super::listeners::{self, Listeners, WantedListener};
 use super::notify::Notifier;
@@ -34,7 +35,7 @@ use super::upgrade::Program;
 use super::workers::Workers;
 use crate::admin::log::LogHandle;
 use crate::admin::metrics::FileMetrics;
-use crate::admin::{self, AccessView, ClusterView, Handles, Readiness};
+use crate::admin::{self, ClusterView, Handles, Readiness};
 use crate::auth::crypto::random;
 use crate::auth::scram::MockSecret;
 use crate::cluster::{self, ClusterHandle, Reporting};
@@ -144,6 +145,7 @@ pub(super) struct Prepared {
     file_metrics: FileMetrics,
     workers: Arc<Workers>,
     handles: Handles,
+    inventory: Arc<Inventory>,
     metric_views: Arc<ArcSwap<Vec<ClusterView>>>,
     admin: admin::Prepared,
 }
@@ -198,9 +200,10 @@ impl Sockets {
         let paused = Arc::clone(parts.shared.occupancy.paused_routes());
         let disabled = Arc::clone(&disabled_routes);
         admin::fit_metric::register(ours, Arc::clone(&metric_views), disabled, paused);
+        let inventory = Arc::new(Inventory::new(&parts.shared, &parts.readiness, &self.config));
         let handles = Handles {
             clusters: views,
-            access: access_view(&parts.shared.auth_policy),
+            access: service::access_view(&parts.shared.auth_policy),
             operations: Arc::new(AllProcesses {
                 administration: Arc::clone(&parts.administration),
                 generations: Arc::clone(&self.generations),
@@ -211,6 +214,7 @@ impl Sockets {
                 self.events.clone(),
                 (&parts.tracker, &parts.stop),
             )),
+            inventory: Arc::clone(&inventory) as Arc<dyn admin::Inventory>,
             token: Arc::new(ArcSwapOption::new(self.config.http.token.clone().map(Arc::new))),
             readiness: Arc::clone(&parts.readiness),
             disabled_routes,
@@ -258,6 +262,7 @@ impl Sockets {
             file_metrics,
             workers,
             handles,
+            inventory,
             metric_views,
             admin,
         })
@@ -455,6 +460,7 @@ impl Prepared {
             listeners,
             admin,
             handles: self.handles,
+            inventory: self.inventory,
             metric_views: self.metric_views,
             administration,
             control,
@@ -560,15 +566,6 @@ fn share(
         console_closing: closing.child_token(),
         closing,
     })
-}
-
-/// A view of the rules that are in service at the time of a request.
-fn access_view(access: &Arc<ArcSwap<AuthPolicy>>) -> AccessView {
-    let (rules, maps) = (Arc::clone(access), Arc::clone(access));
-    AccessView {
-        hba: Arc::new(move || rules.load().rules.rows()),
-        ident: Arc::new(move || maps.load().maps.rows()),
-    }
 }
 
 fn announce(config: &Config, workers: usize, events: &Events) {

@@ -147,6 +147,8 @@ impl Supervisor {
             .map(|(unit, stamps)| (unit.clone(), stamps.clone()))
             .collect();
         self.leaves = leaves(&self.config);
+        let listeners = self.service.listeners.settings();
+        self.service.inventory.replace(&self.config, listeners);
         self.broken.clear();
         self.checks.config_file.is_compared = false;
         self.warned = self.config.warnings().into_iter().collect();
@@ -395,11 +397,12 @@ impl Supervisor {
         for (unit, outcome) in read.outcomes {
             match outcome {
                 UnitOutcome::Same => self.fixed(&unit),
-                UnitOutcome::New(ready, leaves) => {
+                UnitOutcome::New(ready, leaves, certificates) => {
                     if let Some(stamps) = self.read.of(&unit) {
                         self.applied.insert(unit.clone(), stamps.clone());
                     }
                     self.put_in_service(&unit, ready);
+                    self.service.inventory.replace_certificates(&unit, certificates);
                     self.fixed(&unit);
                     self.metrics.reloaded(true);
                     self.loaded(&unit, &leaves);

@@ -82,6 +82,18 @@ pub(super) struct Gates {
     has_served: AtomicBool,
 }
 
+/// What a gate has of its limits.
+#[derive(Debug)]
+pub struct GateLoad {
+    /// As the configuration has it now.
+    pub route: Arc<Route>,
+    pub held: usize,
+    /// Of the requests of these clients.
+    pub held_bytes: u64,
+    /// Sessions that wait for a seat on a member.
+    pub waiting: u32,
+}
+
 /// A route and its cluster. After a reload, a route of the same name may belong to another cluster,
 /// while sessions still wait for a server of the old one.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -125,6 +137,21 @@ impl Gates {
                 gate.changed.notify_one();
             }
         }
+    }
+
+    /// How many clients each gate holds, and how many sessions wait there for a seat.
+    pub(super) fn loads(&self) -> Vec<GateLoad> {
+        let gates: Vec<Arc<Gate>> = self.lock().values().filter_map(Weak::upgrade).collect();
+        let load = |gate: &Arc<Gate>| {
+            let (held, held_bytes) = gate.held();
+            GateLoad {
+                route: gate.route.load_full(),
+                held,
+                held_bytes,
+                waiting: gate.waiting(),
+            }
+        };
+        gates.iter().map(load).collect()
     }
 
     fn of_cluster(&self, cluster: &str) -> Vec<Arc<Gate>> {
@@ -437,7 +464,6 @@ impl Gate {
     }
 
     /// How many clients are held, and the bytes of their requests.
-    #[cfg(test)]
     pub(super) fn held(&self) -> (usize, u64) {
         (self.line.length(), self.line.bytes())
     }

@@ -1,7 +1,7 @@
 //! The settings of a listener, for the connections that it accepts.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::arrival::quota::Rate;
 use super::gate::Gate;
@@ -49,6 +49,11 @@ impl ListenerSettings {
             entry: listener.entry.clone(),
             clients: Arc::default(),
         }
+    }
+
+    /// Its sessions now.
+    pub fn sessions(&self) -> u32 {
+        self.clients.load(Ordering::Acquire)
     }
 
     /// Takes over the counts of `before`, whose sessions are counted here from now on.

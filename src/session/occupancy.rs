@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connect_backoff::ConnectBackoff;
+pub use super::gate::GateLoad;
 use super::gate::{Gate, Gates};
 use super::held_routes::{HeldRoute, HoldChange};
 use super::paused::PausedRoutes;
@@ -64,6 +65,11 @@ impl Occupancy {
     pub fn held_clients(&self) -> HashMap<String, usize> {
         let held = self.held_routes().into_iter();
         held.map(|held| (held.route.to_string(), held.clients)).collect()
+    }
+
+    /// What each route's gate has of its limits.
+    pub fn gate_loads(&self) -> Vec<GateLoad> {
+        self.gates.loads()
     }
 
     /// `hear` is told when holds begin and end. It must return at once. The first one counts.

@@ -25,6 +25,7 @@ mod checks;
 mod commands;
 mod configurations;
 mod console;
+mod console_inventory;
 mod console_views;
 mod documents;
 mod drained;

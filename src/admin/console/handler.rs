@@ -23,6 +23,7 @@ use super::super::handles::Handles;
 use super::super::operations::Gathered;
 use super::super::relation::{self, Kind, Row, Value};
 use super::super::sql::{OutputColumn, Plan, Session};
+use super::super::views::LimitView;
 use super::command::Effect;
 use super::orders::{Notices, SessionOrders};
 use super::statement::Statement;
@@ -134,6 +135,20 @@ impl Handler {
         }
         rows
     }
+}
+
+/// What the console's users have of its limits.
+pub(in crate::admin) fn limits() -> [LimitView; 2] {
+    let left = WORKING.available_permits();
+    let unread = UNREAD.available_permits();
+    [
+        LimitView::new("queries of the console", "router", "requests")
+            .exactly(MOST_AT_ONCE)
+            .used(MOST_AT_ONCE.saturating_sub(left)),
+        LimitView::new("unread answers of the console", "router", "bytes")
+            .exactly(MOST_UNREAD * 1024)
+            .used(MOST_UNREAD.saturating_sub(unread) * 1024),
+    ]
 }
 
 /// Room for rows that a client has not read yet.

@@ -2,6 +2,7 @@
 //! `docs/console.md` lists them.
 
 mod authentication;
+mod inventory;
 mod router;
 mod sessions;
 mod topology;
@@ -45,6 +46,11 @@ pub(super) static VIEWS: &[View] = &[
     sessions::SERVER_CONNECTIONS,
     router::ROUTER,
     router::EVENTS,
+    inventory::LISTENERS,
+    inventory::LIMITS,
+    inventory::CERTIFICATES,
+    inventory::CONFIG,
+    inventory::PEERS,
     authentication::HBA,
     authentication::IDENT,
 ];

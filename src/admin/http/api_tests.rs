@@ -19,16 +19,16 @@ use crate::cluster::check::CheckStatus;
 use crate::cluster::snapshot::*;
 use crate::config::{LocalMember, Secret};
 
-const TOKEN: &str = "0123456789abcdef";
+pub(super) const TOKEN: &str = "0123456789abcdef";
 
 /// Two members, one session, a token.
-struct Setting {
+pub(super) struct Setting {
     router: Router,
     operations: Arc<Nothing>,
-    token: Arc<ArcSwapOption<Secret>>,
+    pub(super) token: Arc<ArcSwapOption<Secret>>,
 }
 
-fn setting() -> Setting {
+pub(super) fn setting() -> Setting {
     let mut lost = down(member("db2"));
     lost.health.check = CheckStatus::Layer4Connection;
     let mut handles = handles(vec![view(led(vec![primary("db1"), lost]), LocalMember::None)]);
@@ -73,7 +73,7 @@ fn session() -> SessionView {
 }
 
 impl Setting {
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         method: Method,
         path: &str,
@@ -97,7 +97,7 @@ impl Setting {
         (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
-    async fn look(&self, path: &str) -> Value {
+    pub(super) async fn look(&self, path: &str) -> Value {
         let (status, value) = self.ask(Method::GET, path, ("127.0.0.1", false), None, "").await;
         assert_eq!(status, StatusCode::OK, "{value}");
         value

@@ -18,10 +18,13 @@ use super::super::holding::{
     HoldOperations, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
     SwitchoverRequest, SwitchoverStatus,
 };
+use super::super::inventory::Inventory;
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
 use super::super::operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
-use super::super::views::{HoldView, PoolView, SessionView};
+use super::super::views::{
+    CertificateView, HoldView, LimitView, ListenerView, PeerView, PoolView, SessionView, SettingView,
+};
 use super::app::App;
 use super::guard::Guard;
 use crate::auth::ident::IdentRow;
@@ -203,12 +206,103 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
         access: access(),
         operations: Arc::new(Nothing::default()),
         holding: Arc::new(NothingHeld::default()),
+        inventory: Arc::new(OneOfEach),
         disabled_routes: Arc::default(),
         token: Arc::default(),
         readiness,
         registry: Arc::new(registry),
         metrics,
         events: Events::new(),
+    }
+}
+
+/// One thing of each kind.
+#[derive(Debug)]
+pub(in crate::admin) struct OneOfEach;
+
+impl Inventory for OneOfEach {
+    fn listeners(&self) -> Vec<ListenerView> {
+        let rw = ListenerView {
+            name: "rw".to_owned(),
+            protocol: "postgres".to_owned(),
+            address: Some("*".to_owned()),
+            port: Some(6432),
+            socket: None,
+            route: Some("read-write".to_owned()),
+            cluster: Some("main".to_owned()),
+            access: Some("read-write".to_owned()),
+            targets: Some("leader".to_owned()),
+            pool: Some("off".to_owned()),
+            console: Some("trunkline".to_owned()),
+            tls: "optional".to_owned(),
+            proxy_protocol: None,
+            allow: vec!["10.0.0.0/8".to_owned()],
+            deny: Vec::new(),
+            state: "open".to_owned(),
+            clients: Some(3),
+            max_clients: None,
+        };
+        let http = ListenerView {
+            name: "http".to_owned(),
+            protocol: "http".to_owned(),
+            port: Some(6434),
+            route: None,
+            cluster: None,
+            clients: None,
+            ..rw.clone()
+        };
+        vec![rw, http]
+    }
+
+    fn limits(&self) -> Vec<LimitView> {
+        let clients = LimitView::new("clients", "router", "sessions");
+        vec![clients.key("limits.max_clients").most(5000).used(3)]
+    }
+
+    fn certificates(&self) -> Vec<CertificateView> {
+        vec![CertificateView {
+            used_for: "clients".to_owned(),
+            kind: "own".to_owned(),
+            key: "tls.certificates[0].cert_file".to_owned(),
+            file: "/etc/trunkline/server.crt".to_owned(),
+            number: 1,
+            cluster: None,
+            listeners: vec!["rw".to_owned()],
+            subject: "CN=db.example".to_owned(),
+            issuer: "CN=CA".to_owned(),
+            names: vec!["db.example".to_owned()],
+            not_before_ms: 1_764_457_200_000,
+            not_after_ms: 1_772_233_200_000,
+            days_left: 90,
+            serial: "0A".to_owned(),
+            fingerprint: "00:FF".to_owned(),
+        }]
+    }
+
+    fn settings(&self) -> Vec<SettingView> {
+        vec![SettingView {
+            key: "limits.max_clients".to_owned(),
+            value: Some("100".to_owned()),
+            default: Some("5000".to_owned()),
+            source: "file".to_owned(),
+            file: Some("/etc/trunkline/trunkline.yaml".to_owned()),
+            line: Some(7),
+            after_restart: None,
+        }]
+    }
+
+    fn peers(&self) -> BoxFuture<'_, Vec<PeerView>> {
+        let peer = PeerView {
+            name: "router2".to_owned(),
+            host: "db2".to_owned(),
+            port: 6432,
+            state: "down".to_owned(),
+            error: Some("connection refused".to_owned()),
+            answer_ms: None,
+            seen_ms: Some(1_764_457_200_000),
+            protocol_version: None,
+        };
+        ready(vec![peer]).boxed()
     }
 }
 

@@ -17,7 +17,7 @@ use super::super::metrics::{self, Endpoint};
 use super::answer::{self, JsonAnswer};
 use super::app::{App, Params};
 use super::guard::{Caller, HasToken, Right};
-use super::{api, hba, holding, names, node, patroni, routes};
+use super::{api, hba, holding, inventory, names, node, patroni, routes};
 
 type Shared = State<Arc<App>>;
 
@@ -106,7 +106,7 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
     let kill = async |State(app): Shared, caller: CalledBy, path: Name<String>, body: Body| {
         api::kill(app, caller, path, body).await
     };
-    Router::new()
+    views()
         .route("/api/v1/hba", read(async |State(app): Shared| hba::hba(&app)))
         .route("/api/v1/ident", read(async |State(app): Shared| hba::ident(&app)))
         .route(
@@ -227,6 +227,31 @@ fn holding_api() -> Router<Arc<App>> {
                     holding::administer_switchover(&app, caller, &path, body).await
                 },
             ),
+        )
+}
+
+/// What the router has and how it is set.
+fn views() -> Router<Arc<App>> {
+    Router::new()
+        .route(
+            "/api/v1/listeners",
+            read(async |State(app): Shared, uri: Uri| inventory::listeners(&app, &uri)),
+        )
+        .route(
+            "/api/v1/limits",
+            read(async |State(app): Shared| inventory::limits(&app)),
+        )
+        .route(
+            "/api/v1/certificates",
+            read(async |State(app): Shared| inventory::certificates(&app)),
+        )
+        .route(
+            "/api/v1/config",
+            read(async |State(app): Shared, token: Token| inventory::config(&app, token)),
+        )
+        .route(
+            "/api/v1/peers",
+            read(async |State(app): Shared| inventory::peers(&app).await),
         )
 }
 

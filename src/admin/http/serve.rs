@@ -63,7 +63,7 @@ impl Default for HttpLimits {
             header_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
-            max_connections: 512,
+            max_connections: MOST_CONNECTIONS,
             max_age: Duration::from_mins(10),
             grace: Duration::from_secs(1),
             linger: Duration::from_secs(5),
@@ -71,6 +71,8 @@ impl Default for HttpLimits {
     }
 }
 
+/// Connections of one address at once.
+pub(in crate::admin) const MOST_CONNECTIONS: usize = 512;
 /// Request line and headers together; hyper's least is 8 KiB.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;

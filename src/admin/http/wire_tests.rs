@@ -38,6 +38,7 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, limits: Htt
         addresses: vec![somewhere()],
         tls: tls.map(|server_config| crate::config::HttpTls {
             leaf: crate::config::Leaf::default(),
+            chain: Vec::new(),
             server_config,
         }),
         token: None,

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
+
 use super::words::words;
 use super::{BindAddress, Leaf, ProxyProtocol};
 use crate::config::secret::Secret;
@@ -55,6 +57,8 @@ pub struct HttpAccess {
 #[derive(Clone)]
 pub struct HttpTls {
     pub leaf: Leaf,
+    /// The leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
     /// Ready to use: ALPN `http/1.1`, otherwise as towards clients.
     pub server_config: Arc<rustls::ServerConfig>,
 }

@@ -15,6 +15,8 @@ pub struct ClientTls {
     pub certificates: Vec<ServedCertificate>,
     /// Clients are asked for a certificate; they may have none, but a bad one ends the handshake.
     pub asks_clients: bool,
+    /// The authorities of clients' certificates.
+    pub client_roots: Option<Vec<CertificateDer<'static>>>,
 }
 
 /// A certificate for clients.

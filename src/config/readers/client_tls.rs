@@ -36,7 +36,7 @@ pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
         let section = field.section();
         pairs.push((key_pair(&section), field));
     }
-    let clients = client_verifier(&section)?;
+    let (clients, client_roots) = client_verifier(&section)?.unzip();
     let mut served = Vec::new();
     for (pair, field) in pairs {
         let pair = pair?;
@@ -51,6 +51,7 @@ pub(super) fn client_tls(root: &Section<'_>) -> Option<ClientTls> {
     (!served.is_empty()).then_some(ClientTls {
         certificates: served,
         asks_clients: clients.is_some(),
+        client_roots,
     })
 }
 
@@ -62,12 +63,15 @@ pub(super) fn key_pair(section: &Section<'_>) -> Option<Arc<KeyPair>> {
     fields::key_pair(&cert, &key, &unlock)
 }
 
+/// What clients' certificates are checked against, and by which authorities.
+type Checked = (Arc<dyn ClientCertVerifier>, Vec<CertificateDer<'static>>);
+
 /// What clients' certificates are checked against; `Some(None)` where they are not asked for any.
 #[expect(
     clippy::option_option,
     reason = "the outer one is an error, as everywhere here"
 )]
-fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVerifier>>> {
+fn client_verifier(section: &Section<'_>) -> Option<Option<Checked>> {
     let lists = section.field("client_crl_file");
     let Some(field) = section.field("client_ca_file") else {
         let Some(lists) = lists else {
@@ -81,8 +85,9 @@ fn client_verifier(section: &Section<'_>) -> Option<Option<Arc<dyn ClientCertVer
         Some(lists) => lists.revocation_lists(),
         None => Some(Vec::new()),
     };
-    match verifier_of(section.context(), &roots?, &lists?) {
-        Ok(verifier) => Some(Some(verifier)),
+    let roots = roots?;
+    match verifier_of(section.context(), &roots, &lists?) {
+        Ok(verifier) => Some(Some((verifier, roots))),
         Err(error) => {
             field.error(format!("cannot be used: {error}"));
             None

@@ -51,6 +51,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -
             addresses,
             tls: Some(HttpTls {
                 leaf: pair.leaf(),
+                chain: pair.chain.clone(),
                 server_config,
             }),
             token,

@@ -12,6 +12,8 @@ const LAYERS: [&[&str]; 6] = [
     &[
         "schema",
         "leaf",
+        "in_use",
+        "settings",
         "stamps",
         "reloaded",
         "diff",

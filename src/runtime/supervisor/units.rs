@@ -6,7 +6,9 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 
 use crate::backend::TlsClient;
-use crate::config::{self, Config, Files, KeyPair, Leaf, ReloadUnit, ReloadedUnit, Secret, Stamp, Stamps};
+use crate::config::{
+    self, CertificateFile, Config, Files, KeyPair, Leaf, ReloadUnit, ReloadedUnit, Secret, Stamp, Stamps,
+};
 use crate::frontend::auth_policy::{AuthPolicy, AuthPolicyError, PolicyContext};
 use crate::frontend::tls::Acceptor;
 use crate::session::Shared;
@@ -24,7 +26,7 @@ pub(super) enum ReadyUnit {
 pub(super) enum UnitOutcome {
     /// The files are valid and in service.
     Same,
-    New(ReadyUnit, Vec<Leaf>),
+    New(ReadyUnit, Vec<Leaf>, Vec<CertificateFile>),
     Broken(Vec<String>),
 }
 
@@ -79,19 +81,22 @@ pub(super) fn read_units(config: &Config, shared: &Shared, applied: &BTreeMap<Re
         let outcome = match unit_files {
             Err(faults) => UnitOutcome::Broken(faults.iter().map(ToString::to_string).collect()),
             Ok(_) if files.of(&unit) == applied.get(&unit) => UnitOutcome::Same,
-            Ok(reloaded) => match prepare(reloaded, PolicyContext::of(config), shared) {
-                Ok((ready, leaves)) => {
-                    if let ReadyUnit::AuthPolicy(access) = &ready {
-                        files.replace(ReloadUnit::Auth, own.clone());
-                        files.add(ReloadUnit::Auth, access.watched.clone());
+            Ok(reloaded) => {
+                let certificates = config.certificates_of(&unit, &reloaded);
+                match prepare(reloaded, PolicyContext::of(config), shared) {
+                    Ok((ready, leaves)) => {
+                        if let ReadyUnit::AuthPolicy(access) = &ready {
+                            files.replace(ReloadUnit::Auth, own.clone());
+                            files.add(ReloadUnit::Auth, access.watched.clone());
+                        }
+                        UnitOutcome::New(ready, leaves, certificates)
                     }
-                    UnitOutcome::New(ready, leaves)
+                    Err(UnitFaults { faults, watched }) => {
+                        files.add(unit.clone(), watched);
+                        UnitOutcome::Broken(faults)
+                    }
                 }
-                Err(UnitFaults { faults, watched }) => {
-                    files.add(unit.clone(), watched);
-                    UnitOutcome::Broken(faults)
-                }
-            },
+            }
         };
         outcomes.insert(unit, outcome);
     }

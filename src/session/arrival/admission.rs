@@ -161,6 +161,13 @@ impl Places {
         }
     }
 
+    fn usage(&self) -> Usage {
+        Usage {
+            used: self.taken().total,
+            most: self.most.load(Ordering::Acquire),
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.taken().total >= self.most.load(Ordering::Acquire)
     }
@@ -319,6 +326,29 @@ impl Admitted {
     }
 }
 
+/// How many places of a kind are taken, and how many there are; 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    pub used: u32,
+    pub most: u32,
+}
+
+/// The use of all limits of connections and sessions that are counted here.
+#[derive(Debug, Clone, Copy)]
+pub struct AdmissionUsage {
+    pub clients: Usage,
+    pub pending_logins: Usage,
+    /// Connections whose first packet has not come, beside the pending logins.
+    pub reserve: Usage,
+    /// Connections that wait for a place among those.
+    pub queued: Usage,
+    /// Logins that wait because of earlier failed logins.
+    pub delayed_logins: Usage,
+    /// Cancel requests whose session may be elsewhere: with a key that anyone can make up, and with
+    /// a router's seal.
+    pub cancels: [Usage; 2],
+}
+
 /// Whether there is room for one more login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
@@ -383,6 +413,21 @@ impl Admission {
         self.waiting.resize(max_pending, WAITING_PER_SOURCE);
         for places in &self.cancels {
             places.resize(cancels(max_clients), half(cancels(max_clients)));
+        }
+    }
+
+    /// How much of each limit is used.
+    pub fn usage(&self) -> AdmissionUsage {
+        AdmissionUsage {
+            clients: Usage {
+                used: self.clients.load(Ordering::Acquire),
+                most: self.max_clients.load(Ordering::Acquire),
+            },
+            pending_logins: self.pending.usage(),
+            reserve: self.reserve.usage(),
+            queued: self.queued.usage(),
+            delayed_logins: self.waiting.usage(),
+            cancels: [self.cancels[0].usage(), self.cancels[1].usage()],
         }
     }
 

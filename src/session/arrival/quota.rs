@@ -185,6 +185,27 @@ impl Quota {
         })
     }
 
+    /// The user, the database and the address with the most sessions, and how many these are.
+    pub fn most(&self) -> [Option<(String, u32)>; 3] {
+        let mut most: [Option<(Whose, u32)>; 3] = [const { None }; 3];
+        for (whose, count) in self.taken().iter() {
+            let kind = match whose {
+                Whose::User(_) => 0,
+                Whose::Database(_) => 1,
+                Whose::Address(_) => 2,
+            };
+            if most[kind].as_ref().is_none_or(|(_, most)| count > most) {
+                most[kind] = Some((whose.clone(), *count));
+            }
+        }
+        most.map(|most| {
+            most.map(|(whose, count)| match whose {
+                Whose::User(name) | Whose::Database(name) => (Escaped(&name).to_string(), count),
+                Whose::Address(address) => (address.to_string(), count),
+            })
+        })
+    }
+
     fn taken(&self) -> MutexGuard<'_, HashMap<Whose, u32>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,6 +10,7 @@
 mod answering;
 pub(crate) mod codec;
 mod line;
+mod look;
 mod orders;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use crate::wire::startup::CancelRequest;
 pub(in crate::session) use answering::serve;
 use codec::{PeerError, PeerKey};
 use line::{Awaited, Line, PeerVerdict};
+pub use look::PeerLook;
 pub use orders::PeerOrders;
 
 /// Time limit for a peer to begin a conversation, and for its answer whether it has a key.
@@ -51,6 +53,7 @@ pub struct Peers {
     lines: Vec<Arc<Line>>,
     conversations: Arc<AtomicU32>,
     state: Mutex<State>,
+    last_look: look::LastLook,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +64,8 @@ struct State {
     warned: HashMap<Warning, Instant>,
     /// In which version each member last answered.
     answered_in: HashMap<usize, u8>,
+    /// When each member last answered.
+    seen: HashMap<usize, Instant>,
     /// In which version the peer at this address last asked.
     asked_in: HashMap<Option<IpAddr>, u8>,
 }
@@ -102,6 +107,7 @@ impl Peers {
             incarnation,
             conversations: Arc::default(),
             state: Mutex::default(),
+            last_look: look::LastLook::default(),
         }
     }
 
@@ -183,7 +189,10 @@ impl Peers {
 
     /// A peer has answered in this version. One line for each change.
     fn learn_version(&self, shared: &Shared, version: u8, index: usize) {
-        let before = self.state().answered_in.insert(index, version);
+        let mut state = self.state();
+        state.seen.insert(index, Instant::now());
+        let before = state.answered_in.insert(index, version);
+        drop(state);
         if before == Some(version) {
             return;
         }
@@ -269,6 +278,11 @@ impl Peers {
             warned.insert(warning, now);
         }
         again
+    }
+
+    /// Conversations that peers have with this router, and how many they may have.
+    pub fn conversations(&self) -> (u32, u32) {
+        (self.conversations.load(Ordering::Relaxed), MOST_CONVERSATIONS)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

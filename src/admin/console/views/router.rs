@@ -159,7 +159,7 @@ fn hold(hold: HoldView) -> Row {
 }
 
 /// Of milliseconds since 1970.
-fn at(millis: u64) -> Value {
+pub(super) fn at(millis: u64) -> Value {
     let millis = i64::try_from(millis).unwrap_or(i64::MAX);
     Value::Timestamp(millis.saturating_mul(1000))
 }
