@@ -64,7 +64,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "admin", "auth", "cluster", "config", "frontend", "runtime", "tls", "wire",
+            "admin",
+            "auth",
+            "cluster",
+            "config",
+            "frontend",
+            "listen",
+            "names",
+            "runtime",
+            "session::peers",
+            "tls",
+            "wire",
         ],
     ),
 ];

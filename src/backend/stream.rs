@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -24,6 +25,18 @@ impl ServerStream {
             Self::Plain(stream) => Self::Plain(TcpStream::from_std(stream.into_std()?)?),
             Self::Tls(stream) => Self::Tls(stream),
         })
+    }
+
+    /// What the server showed; `None` without TLS.
+    pub fn certificate(&self) -> Option<CertificateDer<'static>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => {
+                let (_, session) = stream.get_ref();
+                let chain = session.peer_certificates()?;
+                chain.first().map(|first| first.clone().into_owned())
+            }
+        }
     }
 
     /// The socket below, without its TLS: nothing more can be sent or read in plain.

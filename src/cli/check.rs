@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::auth::scram::MockSecret;
-use crate::cluster::examine::examine;
+use crate::cluster::examine::{Depth, examine};
 use crate::config::{
     self, BindAddress, Config, Leaf, ListenerMode, Pool, ReloadUnit, Route, Source, Verifiers, Words,
     shown_duration,
@@ -46,7 +46,7 @@ fn try_out(config: &Config) -> ExitCode {
     let (mut errors, mut untried) = (0, 0);
     for cluster in config.clusters.values() {
         let routes = config.routes.values().map(|route| &**route);
-        match runtime.block_on(examine(Arc::clone(cluster), &config.auth, routes)) {
+        match runtime.block_on(examine(Arc::clone(cluster), &config.auth, routes, Depth::Needed)) {
             Ok(findings) => {
                 for finding in findings {
                     println!("{finding}");
@@ -251,7 +251,7 @@ fn pool_in_words(route: &Route, pool: &Pool) -> String {
 }
 
 /// Every certificate that the router shows, with the unit of the configuration it belongs to.
-fn certificates(config: &Config) -> Vec<(ReloadUnit, Leaf)> {
+pub(super) fn certificates(config: &Config) -> Vec<(ReloadUnit, Leaf)> {
     let of_clients = config.tls.iter().flat_map(|tls| &tls.certificates);
     let mut all: Vec<(ReloadUnit, Leaf)> = of_clients
         .map(|served| (ReloadUnit::Tls, served.pair.leaf()))
@@ -270,7 +270,7 @@ fn certificates(config: &Config) -> Vec<(ReloadUnit, Leaf)> {
     all
 }
 
-fn unix_now() -> i64 {
+pub(super) fn unix_now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
 }

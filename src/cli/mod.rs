@@ -1,5 +1,5 @@
-//! The command line: `run`, `reload`, `upgrade`, `check`, `hba`, `import`, `schema`, `completions`,
-//! and what administers a running router.
+//! The command line: `run`, `reload`, `upgrade`, `check`, `doctor`, `hba`, `import`, `schema`,
+//! `completions`, and what administers a running router.
 //!
 //! Guarantees: exit code 0 is success, 1 is an error that standard error explains, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
@@ -9,6 +9,7 @@ mod before_stop;
 pub mod check;
 mod completions;
 mod detach;
+mod doctor;
 mod exist;
 mod hba;
 pub(crate) mod import;
@@ -62,6 +63,12 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Look for everything that a start needs, and for what would surprise somebody later.
+    ///
+    /// One line for each thing: `ok`, `warn`, `fail` or `skip`, what was found, and what to do. It
+    /// changes nothing, and may run beside the router. Exits with 1 if something fails; warnings
+    /// are 0.
+    Doctor(doctor::Doctor),
     /// Make the running process reload its configuration, and print the result.
     Reload {
         /// The configuration file that the process was started with.
@@ -124,6 +131,7 @@ pub fn main() -> ExitCode {
             config, take_over, ..
         } => run(&config, take_over.as_deref()),
         Command::Check { config, connect } => check::run(&config, connect),
+        Command::Doctor(command) => doctor::run(&command),
         Command::Reload { config } => reload::run(&config),
         Command::Upgrade { config, socket } => upgrade::run(&config, socket),
         Command::Hba { config, client } => hba::run(&config, &client),

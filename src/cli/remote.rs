@@ -73,6 +73,18 @@ impl Drop for Router {
 }
 
 impl Remote {
+    /// The router of this configuration, on this host.
+    pub(super) fn by_configuration(path: &Path) -> Self {
+        Self {
+            config: Some(path.to_owned()),
+            url: None,
+            token_file: None,
+            ca_file: None,
+            cluster: None,
+            json: false,
+        }
+    }
+
     /// `Err` is a sentence for the person at the keyboard, as everywhere here.
     pub(super) fn router(&self) -> Result<Router, String> {
         self.router_within(TIMEOUT)

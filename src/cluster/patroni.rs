@@ -16,6 +16,7 @@
 
 mod agreement;
 mod body;
+mod facts;
 mod settings;
 mod status;
 
@@ -36,6 +37,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 pub use self::agreement::choose;
 use self::agreement::{Key, key};
 pub use self::body::parse;
+pub(super) use self::facts::EndpointFacts;
 pub use self::settings::times;
 pub use self::status::status;
 

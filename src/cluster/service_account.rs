@@ -124,6 +124,40 @@ impl ServiceAccount {
         connection.close().await;
         Ok(())
     }
+
+    /// What a client's login meets at a server, up to the question for a password, which is not
+    /// answered. `Ok`: the server asks for nothing.
+    pub(super) async fn knock(
+        &self,
+        host: &str,
+        port: u16,
+        role: &str,
+        database: &str,
+    ) -> Result<(), ConnectError> {
+        let pair = |name: &'static str, value: &str| {
+            (
+                Bytes::from_static(name.as_bytes()),
+                Bytes::copy_from_slice(value.as_bytes()),
+            )
+        };
+        let parameters = [
+            pair("user", role),
+            pair("database", database),
+            pair("application_name", "trunkline doctor"),
+        ];
+        let target = Target {
+            host,
+            port,
+            tls: &self.tls(),
+            options: &self.config.server,
+            version: ProtocolVersion::V3_0,
+            parameters: &parameters,
+            credential: &Credential::None,
+        };
+        let connection = connect(target, Instant::now() + self.config.server.connect_timeout).await?;
+        connection.close().await;
+        Ok(())
+    }
 }
 
 fn credential(password: Option<&Secret>) -> Credential {

@@ -162,13 +162,13 @@ impl LeaderAccess {
             SwitchoverRight::Allowed => Finding::good(what, "Patroni lets the router switch over"),
             SwitchoverRight::Denied(why) => Finding::remark(
                 what,
-                format!(
-                    "Patroni does not let the router switch over ({why}): `trunkline switchover` needs patroni.username and patroni.password_file"
-                ),
+                format!("Patroni does not let the router switch over ({why})"),
+                "`trunkline switchover` needs patroni.username and patroni.password_file",
             ),
             SwitchoverRight::Unknown(why) => Finding::remark(
                 what,
                 format!("nobody says whether Patroni lets the router switch over: {why}"),
+                "look at what is said of its endpoints",
             ),
         }
     }

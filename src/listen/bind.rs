@@ -18,7 +18,7 @@ use crate::config::BindAddress;
 
 /// The kernel queues this many connections while the router is busy. It may lower this to
 /// `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// Why the router cannot listen on an address. `Display` follows the address and a colon.
 #[derive(Debug, thiserror::Error)]

@@ -36,7 +36,7 @@ pub(super) fn raise_open_files(limits: &Limits) {
 
 /// Two descriptors for each session, one for each pending login, and as many for logins that are
 /// delayed after failures.
-fn needed(limits: &Limits) -> u64 {
+pub(crate) fn needed(limits: &Limits) -> u64 {
     (u64::from(limits.max_clients) + u64::from(limits.max_pending_logins)) * 2 + RESERVE
 }
 

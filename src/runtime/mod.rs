@@ -52,6 +52,7 @@ use start::Begin;
 use upgrade::Program;
 
 pub(crate) use control::{FILE, FileAnswer, RELOAD, UPGRADE, UpgradeAnswer};
+pub(crate) use limits::needed as descriptors_needed;
 
 /// Serves until SIGTERM or SIGINT, or until another process has replaced this one and the last
 /// session has finished. `take_over` is the control socket of a process that this one replaces.
@@ -92,6 +93,13 @@ async fn serve(begin: Begin) -> anyhow::Result<()> {
     let running = prepared.open(&mut signals).await?;
     running.until_end(&mut signals, &mut hangup).await;
     Ok(())
+}
+
+/// Whether a state file can be used; `Err` is a sentence.
+pub(crate) fn check_state_file(path: &Path) -> Result<(), String> {
+    state_file::read(path)
+        .map(|_| ())
+        .map_err(|error| error.to_string())
 }
 
 /// `max_lag` of the routes to a cluster.

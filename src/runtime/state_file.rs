@@ -138,7 +138,7 @@ pub(super) fn load(path: &Path) -> AdminOverrides {
     }
 }
 
-fn read(path: &Path) -> Result<AdminOverrides, StateFileError> {
+pub(super) fn read(path: &Path) -> Result<AdminOverrides, StateFileError> {
     // The check comes before the opening, because opening a named pipe would wait.
     match fs::metadata(path) {
         Ok(found) if found.is_file() => {}

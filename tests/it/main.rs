@@ -27,6 +27,7 @@ mod configurations;
 mod console;
 mod console_inventory;
 mod console_views;
+mod doctor;
 mod documents;
 mod drained;
 mod drivers;

@@ -9,6 +9,7 @@
 
 mod answering;
 pub(crate) mod codec;
+mod greet;
 mod line;
 mod look;
 mod orders;
@@ -30,9 +31,13 @@ use crate::config;
 use crate::wire::startup::CancelRequest;
 pub(in crate::session) use answering::serve;
 use codec::{PeerError, PeerKey};
+pub use greet::greet;
 use line::{Awaited, Line, PeerVerdict};
 pub use look::PeerLook;
 pub use orders::PeerOrders;
+
+/// The version of the peer protocol that this release speaks.
+pub const VERSION: u8 = codec::VERSION;
 
 /// Time limit for a peer to begin a conversation, and for its answer whether it has a key.
 const PATIENCE: Duration = Duration::from_secs(5);

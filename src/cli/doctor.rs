@@ -1,0 +1,271 @@
+//! `trunkline doctor -c FILE`: everything that a start needs, and what would surprise somebody
+//! later: the configuration, its files, this host, the names, the certificates, the peers, and each
+//! cluster with all its servers.
+//!
+//! Guarantees: it changes nothing; each finding is one line, and says what to do; all places are
+//! asked at the same time, so one that is dead delays it by its own time limit only. It may run
+//! before a start and beside the running router.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command's answer to the person who runs it"
+)]
+
+mod certificates;
+mod directories;
+mod files;
+mod holder;
+mod host;
+mod names;
+mod peers;
+mod place;
+mod ports;
+mod unit;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use futures_util::future::{join, join_all};
+use serde_json::{Value, json};
+
+use self::place::Place;
+use crate::auth::scram::MockSecret;
+use crate::cluster::examine::{Depth, Finding, ProbeOutcome, examine};
+use crate::config::{self, Config, ConfigError};
+use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+    /// The user that the router runs as. Otherwise that of the running router, of the unit, or of
+    /// this command.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// The unit of the service. Otherwise trunkline.service, where systemd looks for it, if it
+    /// starts the router with this configuration.
+    #[arg(long, value_name = "FILE")]
+    unit: Option<PathBuf>,
+    /// Print only warnings and failures, and the last line.
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// 0: nothing fails. 1: something does.
+pub(super) fn run(command: &Doctor) -> ExitCode {
+    let findings = match findings(command) {
+        Ok(findings) => findings,
+        Err(problem) => {
+            eprintln!("{problem}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let count = |level: &str| findings.iter().filter(|finding| word(finding) == level).count();
+    let fails = count("fail");
+    if command.json {
+        println!("{:#}", document(&findings, fails == 0));
+    } else {
+        for finding in &findings {
+            if !command.quiet || matches!(word(finding), "warn" | "fail") {
+                println!("{}", line(finding));
+            }
+        }
+        println!(
+            "{}: {} ok, {}, {}, {} skipped",
+            command.config.display(),
+            count("ok"),
+            counted(count("warn"), "warning"),
+            counted(fails, "failure"),
+            count("skip")
+        );
+    }
+    if fails == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// # Errors
+/// The command line names a user or a unit that is not there; in words.
+fn findings(command: &Doctor) -> Result<Vec<Finding>, String> {
+    let path = &command.config;
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            let mut findings: Vec<Finding> = errors.iter().map(fault).collect();
+            findings.push(Finding::untried(
+                "everything else".to_owned(),
+                "it needs a configuration without errors",
+            ));
+            return Ok(findings);
+        }
+    };
+    let place = Place::find(&config, command.user.as_deref(), command.unit.as_deref())?;
+    let mut findings = vec![Finding::good(
+        format!("configuration {}", path.display()),
+        "has no errors",
+    )];
+    findings.extend(warnings(&config));
+    findings.extend(access(&config));
+    findings.push(place.finding());
+    findings.extend(files::findings(&config, &place));
+    findings.extend(directories::findings(&config, &place));
+    findings.extend(ports::findings(&config, &place));
+    findings.extend(host::findings(&config, &place));
+    findings.extend(place.unit_findings(&config));
+    findings.extend(certificates::findings(&config));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let asked = runtime.block_on(async {
+        let elsewhere = join(names::findings(&config), peers::findings(&config));
+        let ((names, peers), clusters) = join(elsewhere, clusters(&config)).await;
+        [names, peers, clusters].concat()
+    });
+    // A name service that does not answer is not waited for.
+    runtime.shutdown_background();
+    findings.extend(asked);
+    Ok(findings)
+}
+
+fn fault(error: &ConfigError) -> Finding {
+    let line = error.line.map(|line| format!(":{line}")).unwrap_or_default();
+    let mut what = format!("configuration {}{line}", error.file.display());
+    if !error.path.is_empty() {
+        what = format!("{what}: {}", error.path);
+    }
+    let hint = error.hint.clone();
+    let hint = hint.unwrap_or_else(|| "correct this key; docs/configuration.md describes it".to_owned());
+    Finding::bad(what, &error.message, hint)
+}
+
+fn warnings(config: &Config) -> impl Iterator<Item = Finding> {
+    let about = format!("configuration {}", config.path.display());
+    let own = certificates::paths(config);
+    let all = config.warnings().into_iter();
+    // The lines of the certificate and of the directories say it.
+    let others = all.filter(move |warning| {
+        !warning.contains("the router does not start without it")
+            && !own
+                .iter()
+                .any(|path| warning.starts_with(&format!("{path}: certificate 1 expires")))
+    });
+    others.map(move |warning| Finding::remark(about.clone(), warning, "change it if it is not meant"))
+}
+
+/// The rules and users of clients' logins.
+fn access(config: &Config) -> Vec<Finding> {
+    let around = PolicyContext::of(config);
+    let what = || "rules for clients' logins".to_owned();
+    match AuthPolicy::load(&config.auth, around, &MockSecret::new(None)) {
+        Ok(policy) => {
+            let mut findings = vec![Finding::good(what(), "have no errors")];
+            let warnings = policy.warnings(around).into_iter();
+            findings.extend(
+                warnings.map(|warning| Finding::remark(what(), warning, "remove or change the rule")),
+            );
+            findings
+        }
+        Err(errors) => {
+            let lines = errors.lines.into_iter();
+            let hint = "correct the line; docs/authentication.md describes the rules";
+            lines.map(|line| Finding::bad(what(), line, hint)).collect()
+        }
+    }
+}
+
+async fn clusters(config: &Config) -> Vec<Finding> {
+    let each = config.clusters.values().map(|cluster| async {
+        let routes = config.routes.values().map(|route| &**route);
+        let examined = examine(Arc::clone(cluster), &config.auth, routes, Depth::All).await;
+        examined.unwrap_or_else(|error| {
+            let what = format!("cluster {}", cluster.name);
+            vec![Finding::bad(what, error, "correct the cluster's settings of TLS")]
+        })
+    });
+    join_all(each).await.concat()
+}
+
+fn word(finding: &Finding) -> &'static str {
+    match finding.outcome {
+        ProbeOutcome::Good(_) => "ok",
+        ProbeOutcome::Remark { .. } => "warn",
+        ProbeOutcome::Bad { .. } => "fail",
+        ProbeOutcome::Untried(_) => "skip",
+    }
+}
+
+/// What was found, and what to do.
+fn told(finding: &Finding) -> (&str, Option<&str>) {
+    match &finding.outcome {
+        ProbeOutcome::Good(found) | ProbeOutcome::Untried(found) => (found, None),
+        ProbeOutcome::Remark { found, hint } | ProbeOutcome::Bad { error: found, hint } => {
+            (found, Some(hint))
+        }
+    }
+}
+
+/// One line: a control character of a server's text does not break it.
+fn line(finding: &Finding) -> String {
+    let (found, hint) = told(finding);
+    let hint = hint.map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+    let text = format!("{:<4}  {}: {found}{hint}", word(finding), finding.what);
+    text.replace(|c: char| c.is_control(), " ")
+}
+
+fn document(findings: &[Finding], is_well: bool) -> Value {
+    let each: Vec<Value> = findings
+        .iter()
+        .map(|finding| {
+            let (found, hint) = told(finding);
+            json!({"level": word(finding), "about": finding.what, "found": found, "hint": hint})
+        })
+        .collect();
+    json!({"result": if is_well { "ok" } else { "fail" }, "findings": each})
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
+    }
+}
+
+/// A file of a few bytes, as the kernel's settings are.
+fn read_small(path: impl AsRef<Path>) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_with_its_hint() {
+        let bad = Finding::bad("port *:1".to_owned(), "in\nuse", "stop it");
+        assert_eq!(line(&bad), "fail  port *:1: in use; hint: stop it");
+        let good = Finding::good("port *:1".to_owned(), "free");
+        assert_eq!(line(&good), "ok    port *:1: free");
+        let document = document(&[bad, good], false);
+        assert_eq!(document["result"], "fail");
+        assert_eq!(
+            document["findings"][0],
+            json!({"level": "fail", "about": "port *:1", "found": "in\nuse", "hint": "stop it"})
+        );
+        assert_eq!(document["findings"][1]["hint"], Value::Null);
+        assert_eq!(
+            [0, 1, 2].map(|count| counted(count, "failure")),
+            ["0 failures", "1 failure", "2 failures"]
+        );
+    }
+}
