@@ -1,5 +1,5 @@
 //! The command line: `run`, `reload`, `upgrade`, `check`, `doctor`, `hba`, `import`, `schema`,
-//! `completions`, and what administers a running router.
+//! `completions`, and what shows and administers a running router.
 //!
 //! Guarantees: exit code 0 is success, 1 is an error that standard error explains, 2 is a wrong
 //! command line. No secret is ever taken from an argument.
@@ -10,6 +10,7 @@ pub mod check;
 mod completions;
 mod detach;
 mod doctor;
+mod events;
 mod exist;
 mod hba;
 pub(crate) mod import;
@@ -19,9 +20,12 @@ mod pause;
 mod reload;
 mod remote;
 mod schema;
+mod screen;
+mod status;
 mod switchover;
 mod table;
 mod tables;
+mod top;
 mod upgrade;
 
 use std::path::{Path, PathBuf};
@@ -69,6 +73,15 @@ enum Command {
     /// changes nothing, and may run beside the router. Exits with 1 if something fails; warnings
     /// are 0.
     Doctor(doctor::Doctor),
+    /// Show on one screen what is going on, and whether all is well.
+    ///
+    /// Exits with 0 if all is well, with 1 if something is not as it should be, and with 2 if
+    /// clients of a route find no server or the router does not answer.
+    Status(status::Status),
+    /// Show what happened to the router and its clusters.
+    Events(events::Events),
+    /// Show members, routes and sessions, live.
+    Top(top::Top),
     /// Make the running process reload its configuration, and print the result.
     Reload {
         /// The configuration file that the process was started with.
@@ -132,6 +145,9 @@ pub fn main() -> ExitCode {
         } => run(&config, take_over.as_deref()),
         Command::Check { config, connect } => check::run(&config, connect),
         Command::Doctor(command) => doctor::run(&command),
+        Command::Status(command) => status::run(&command),
+        Command::Events(command) => events::run(&command),
+        Command::Top(command) => top::run(&command),
         Command::Reload { config } => reload::run(&config),
         Command::Upgrade { config, socket } => upgrade::run(&config, socket),
         Command::Hba { config, client } => hba::run(&config, &client),

@@ -26,7 +26,7 @@ const MAX_ANSWER: usize = 256 * 1024 * 1024;
 const OTHER_WAY: &str = "Use --url http://HOST:6434 --token-file FILE.";
 
 /// Which router is asked, and how the answer is printed.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(group = clap::ArgGroup::new("router").required(true).args(["config", "url"]))]
 pub(super) struct Remote {
     /// The configuration file of the router on this host: its HTTP address, certificate and token
@@ -147,6 +147,13 @@ impl Remote {
 }
 
 impl Router {
+    /// Between two questions.
+    pub(super) fn pause(&self, time: Duration) {
+        if let Some(runtime) = &self.runtime {
+            runtime.block_on(async { tokio::time::sleep(time).await });
+        }
+    }
+
     pub(super) fn look(&self, path: &str) -> Result<Value, String> {
         self.ask(Method::GET, path, None)
     }

@@ -221,7 +221,7 @@ fn session_state(session: &SessionView) -> String {
 }
 
 /// `512`, `1.5k`, `20M`, `3G`
-fn bytes(amount: u64) -> String {
+pub(super) fn bytes(amount: u64) -> String {
     let units = [("G", 1_u64 << 30), ("M", 1 << 20), ("k", 1 << 10)];
     match units.iter().find(|(_, size)| amount >= *size) {
         Some((unit, size)) => {

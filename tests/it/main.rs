@@ -48,6 +48,7 @@ mod leaving;
 mod led;
 mod limits;
 mod live;
+mod looking;
 mod main_job;
 mod methods;
 mod metrics;

@@ -1,0 +1,77 @@
+//! `trunkline status`: what is going on, on one screen, and whether all is well as exit code.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command's answer to the person who runs it"
+)]
+
+#[cfg(test)]
+pub(super) mod scene;
+pub(super) mod screen;
+pub(super) mod seen;
+pub(super) mod verdict;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use self::seen::Seen;
+use self::verdict::{Verdict, Wellness};
+use super::remote::Remote;
+use super::screen::Colour;
+
+/// Time limit of each of the few questions.
+const ANSWER: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    remote: Remote,
+    /// Whether to colour the lines.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    color: Colour,
+}
+
+/// 0: all is well. 1: something is not as it should be. 2: clients of a route find no server, or
+/// the router does not answer.
+pub(super) fn run(command: &Status) -> ExitCode {
+    let asked = command
+        .remote
+        .router_within(ANSWER)
+        .and_then(|router| Seen::ask(&router, &command.remote));
+    let seen = match asked {
+        Ok(seen) => seen,
+        Err(problem) => {
+            if command.remote.json {
+                let document = serde_json::json!({"result": Wellness::NoService.word(), "problems":
+                    [{"severity": Wellness::NoService.word(), "text": problem}]});
+                println!("{document:#}");
+            } else {
+                eprintln!("NO ANSWER: {problem}");
+            }
+            return Wellness::NoService.code();
+        }
+    };
+    let verdict = Verdict::of(&seen);
+    if command.remote.json {
+        println!("{:#}", verdict.document(&seen));
+    } else {
+        let width = width();
+        for line in screen::lines(&seen, &verdict, width.unwrap_or(usize::MAX)) {
+            println!("{}", line.painted(width, command.color.is_on()));
+        }
+    }
+    verdict.wellness().code()
+}
+
+/// `None`: not a terminal, and nothing is cut.
+fn width() -> Option<usize> {
+    if !std::io::stdout().is_terminal() {
+        return None;
+    }
+    let (width, _) = crossterm::terminal::size().ok()?;
+    Some(usize::from(width)).filter(|width| *width > 0)
+}
