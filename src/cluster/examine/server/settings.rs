@@ -91,7 +91,7 @@ impl Settings {
         Some(if free * 10 < most {
             Finding::remark(
                 what,
-                format!("{used} of {most}: {free} are free"),
+                format!("{used} of {most}, {free} left"),
                 "raise max_connections of the server, or find out who has them: SELECT usename, application_name, count(*) \
                  FROM pg_stat_activity GROUP BY 1, 2 ORDER BY 3 DESC",
             )
