@@ -5,18 +5,29 @@
 //! ([`request`]), because pgwire's own decoders panic on a truncated message, read past the end of
 //! a frame and allocate as much as a client asks for.
 //!
-//! Refuses: transactions (nothing here could be rolled back) and several commands in one query.
+//! Transactions are those of a session that only reads: orders are refused in them, because nothing
+//! here could be rolled back.
 
+mod arguments;
 mod catalog;
 mod command;
+mod foreign;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod handler;
+mod interrupts;
 mod orders;
+#[cfg(test)]
+mod orders_tests;
 mod request;
+#[cfg(test)]
+mod session_tests;
+mod settings;
 mod statement;
 #[cfg(test)]
 mod tests;
+mod tokens;
+mod transaction;
 mod transfer;
 mod views;
 #[cfg(test)]
@@ -32,9 +43,12 @@ use std::time::Duration;
 use bytes::BytesMut;
 use pgwire::api::{ClientInfo, DefaultClient, NoopHandler, PgWireConnectionState};
 use pgwire::messages::PgWireFrontendMessage;
+use pgwire::messages::response::TransactionStatus;
 use pgwire::tokio::server::{PgWireMessageServerCodec, process_error, process_message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::sleep;
 use tokio_util::codec::Framed;
+use tokio_util::sync::CancellationToken;
 
 use super::handles::Handles;
 use super::sql::Session;
@@ -42,36 +56,24 @@ use super::write_timeout::WriteTimeout;
 use crate::frontend::ClientStream;
 use crate::session::console::{ConsoleClient, ConsoleEnd};
 use crate::session::end::{Cause, Reason};
+use crate::session::registry::ConsoleSession;
 use crate::wire::frame::{self, Frame};
 use crate::wire::message;
 use handler::Handler;
 pub(in crate::admin) use handler::limits;
+use interrupts::Interrupts;
 pub use orders::ConsoleOrders;
-use orders::SessionOrders;
+use orders::{Looks, SessionOrders};
 use request::{Change, ConsoleRequest, Names};
 use statement::Statement;
 
 /// For an answer that makes no progress because the client does not read it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Settings of a session, as drivers read them: the version of the oldest PostgreSQL that the
-/// router supports, so that no driver expects more, and `off` for drivers that look for a server
-/// that accepts writes.
-const SETTINGS: [(&str, &str); 10] = [
-    (
-        "server_version",
-        concat!("14.0 (Trunkline ", env!("CARGO_PKG_VERSION"), ")"),
-    ),
-    ("server_encoding", "UTF8"),
-    ("client_encoding", "UTF8"),
-    ("DateStyle", "ISO, MDY"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("integer_datetimes", "on"),
-    ("standard_conforming_strings", "on"),
-    ("default_transaction_read_only", "off"),
-    ("in_hot_standby", "off"),
-];
+/// How long a client has for what it gets of an answer when its session has to end.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+/// How long portals of a transaction stay while nothing comes: they hold rows.
+const PORTALS_STAY: Duration = Duration::from_mins(1);
 
 type Io = WriteTimeout<ClientStream>;
 type Wire = Framed<Io, PgWireMessageServerCodec<Statement>>;
@@ -82,6 +84,7 @@ pub struct Console {
     orders: ConsoleOrders,
     /// As clients ask for it.
     database: String,
+    looks: Arc<Looks>,
 }
 
 impl fmt::Debug for Console {
@@ -97,22 +100,30 @@ impl Console {
             handles,
             orders,
             database,
+            looks: Arc::default(),
         }
     }
 }
 
 impl crate::session::console::Console for Console {
     fn serve(&self, client: ConsoleClient) -> Pin<Box<dyn Future<Output = ConsoleEnd> + Send>> {
+        let interrupts = Arc::new(Interrupts {
+            session: Arc::clone(&client.session),
+            closing: client.closing.clone(),
+            hang_up: client.stream.watch().ok(),
+        });
         let orders = SessionOrders {
             about: self.orders.clone(),
+            handles: self.handles.clone(),
             is_operator: client.is_operator,
             by: client.by.clone(),
-            closing: client.closing.clone(),
+            interrupts,
+            looks: Arc::clone(&self.looks),
         };
         let session = Session {
             user: client.user.clone(),
             database: self.database.clone(),
-            version: format!("PostgreSQL {}", SETTINGS[0].1),
+            version: format!("PostgreSQL {}", settings::REPORTED[0].1),
         };
         let handler = Handler::new(self.handles.clone(), orders, session);
         Box::pin(Conversation::begin(Arc::new(handler), client))
@@ -126,6 +137,9 @@ struct Conversation {
     names: Names,
     /// Read and not handled yet; never more than one frame and one read.
     buffer: BytesMut,
+    session: Arc<ConsoleSession>,
+    /// Bytes of frames that were handled.
+    bytes_up: u64,
 }
 
 impl Conversation {
@@ -134,13 +148,15 @@ impl Conversation {
             stream,
             user,
             mut welcome,
+            session,
             closing,
             ..
         } = client;
-        for (name, value) in SETTINGS {
+        for (name, value) in settings::REPORTED {
             message::parameter_status(&mut welcome, name.as_bytes(), value.as_bytes());
         }
         message::parameter_status(&mut welcome, b"session_authorization", user.as_bytes());
+        session.write_key(&mut welcome);
         message::ready_for_query(&mut welcome, b'I');
         // pgwire requires an address, and nothing here uses it.
         let mut client = DefaultClient::new(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), stream.is_tls());
@@ -153,29 +169,51 @@ impl Conversation {
             handler,
             names: Names::default(),
             buffer: BytesMut::new(),
+            session: Arc::clone(&session),
+            bytes_up: 0,
         };
-        let cause = match conversation.greet(&welcome).await {
-            Ok(()) => loop {
-                // An answer is finished before the end of the process counts.
-                let frame = tokio::select! {
-                    biased;
-                    () = closing.cancelled() => break Cause::Ordered(Reason::Shutdown),
-                    frame = conversation.frame() => frame,
-                };
-                let next = match frame {
-                    Ok(frame) => conversation.answer(frame).await,
-                    Err(cause) => Err(cause),
-                };
-                if let Err(cause) = next {
-                    break cause;
+        if conversation.greet(&welcome).await.is_err() {
+            return conversation.end(gone(), true);
+        }
+        loop {
+            // An answer is finished before an end counts.
+            let frame = tokio::select! {
+                biased;
+                cause = has_to_end(&session, &closing) => return conversation.end(cause, true),
+                frame = conversation.frame() => frame,
+                () = sleep(PORTALS_STAY), if conversation.names.has_portals() => {
+                    conversation.names.end_portals(&conversation.wire);
+                    continue;
                 }
-            },
-            Err(_gone) => gone(),
-        };
+            };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(cause) => return conversation.end(cause, true),
+            };
+            let answered = tokio::select! {
+                biased;
+                answered = conversation.answer(frame) => answered,
+                cause = is_late(&session, &closing) => return conversation.end(cause, false),
+            };
+            conversation.record();
+            if let Err(cause) = answered {
+                return conversation.end(cause, true);
+            }
+        }
+    }
+
+    /// `is_whole`: every answer so far has been written.
+    fn end(self, cause: Cause, is_whole: bool) -> ConsoleEnd {
+        self.record();
+        let stream = self.wire.into_inner().into_inner();
         ConsoleEnd {
-            stream: conversation.wire.into_inner().into_inner(),
+            stream: is_whole.then_some(stream),
             cause,
         }
+    }
+
+    fn record(&self) {
+        self.session.record(self.bytes_up, self.wire.get_ref().written());
     }
 
     async fn greet(&mut self, welcome: &[u8]) -> io::Result<()> {
@@ -195,7 +233,11 @@ impl Conversation {
                 )));
             }
             match frame::next_frame(&mut self.buffer, request::LARGEST) {
-                Ok(Some(frame)) => return Ok(frame),
+                Ok(Some(frame)) => {
+                    // With its type and its length word.
+                    self.bytes_up += u64::try_from(frame.body.len() + 5).unwrap_or_default();
+                    return Ok(frame);
+                }
                 Ok(None) => {}
                 Err(fault) => return Err(Cause::ClientProtocol(fault.to_string())),
             }
@@ -218,6 +260,10 @@ impl Conversation {
             return Ok(());
         }
         let is_simple = frame.tag == b'Q';
+        let ends = matches!(frame.tag, b'Q' | b'S');
+        if !matches!(frame.tag, b'S' | b'X') {
+            self.session.begin();
+        }
         let answered = match request::read(&frame, &self.names) {
             Ok(ConsoleRequest::Terminate) => return Err(Cause::ClientTerminated),
             Ok(ConsoleRequest::Message(message)) => {
@@ -225,6 +271,9 @@ impl Conversation {
                 let answered = self.process(message).await;
                 if answered.is_ok() {
                     self.names.apply(change, &self.wire);
+                }
+                for dropped in self.handler.take_dropped() {
+                    self.names.drop_statements(&dropped, &self.wire);
                 }
                 answered
             }
@@ -235,6 +284,10 @@ impl Conversation {
             Err(error) => process_error(&mut self.wire, handler::worded(error), !is_simple).await,
             Ok(()) => Ok(()),
         };
+        if ends {
+            let is_in_block = self.wire.transaction_status() != TransactionStatus::Idle;
+            self.session.rest(is_in_block);
+        }
         answered.map_err(|_| gone())
     }
 
@@ -255,4 +308,24 @@ impl Conversation {
 
 fn gone() -> Cause {
     Cause::ClientGone
+}
+
+/// Returns when the session has to end.
+async fn has_to_end(session: &ConsoleSession, closing: &CancellationToken) -> Cause {
+    tokio::select! {
+        biased;
+        () = session.has_to_end() => Cause::Ordered(session.ending().unwrap_or(Reason::Killed)),
+        () = closing.cancelled() => Cause::Ordered(Reason::Shutdown),
+    }
+}
+
+/// Returns when an answer must not take longer, because the session has to end.
+async fn is_late(session: &ConsoleSession, closing: &CancellationToken) -> Cause {
+    let cause = tokio::select! {
+        biased;
+        () = session.has_to_end_now() => Cause::Ordered(session.ending().unwrap_or(Reason::Killed)),
+        () = closing.cancelled() => Cause::Ordered(Reason::Shutdown),
+    };
+    sleep(LAST_ANSWER).await;
+    cause
 }

@@ -7,6 +7,7 @@
 //! Refuses: to change anything for a caller without the token, except to poll and probe again now;
 //! and to reach into another room: the operators' requests go through [`Operations`].
 
+mod actions;
 mod agent;
 mod console;
 mod exposition;
@@ -40,7 +41,7 @@ pub(crate) use http::fuzzing as http_fuzzing;
 pub use http::{AdminError, AdminThread, BoundHttp, Prepared, prepare};
 pub use inventory::Inventory;
 pub use metrics::Metrics;
-pub use operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
+pub use operations::{CONSOLE_PHASE, Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
 pub use views::{
     Activity, CertificateView, ClusterSummary, EventView, HoldView, IdleConnectionView, LimitView,
     ListenerView, MemberView, PeerView, PoolMemberView, PoolView, RouteView, RouterView,

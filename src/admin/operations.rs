@@ -12,6 +12,10 @@ use crate::cluster::Busy;
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::session::generations::totals::MemberLoad;
 
+/// The phase of sessions with the console, which are of no cluster, route and member. They count as
+/// nobody's sessions.
+pub const CONSOLE_PHASE: &str = "console";
+
 /// An answer of all processes of this router: after an upgrade there are several, as long as
 /// earlier ones have sessions.
 #[derive(Debug, Clone, PartialEq, Eq)]

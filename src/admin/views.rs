@@ -410,7 +410,7 @@ pub struct SessionView {
     pub process_id: u32,
     pub state: Activity,
     /// With a pool: `relaying`, `detached`, `waiting` or `pinned`; `relaying` without one, and if
-    /// another process does not say.
+    /// another process does not say; `CONSOLE_PHASE` for a session with the console.
     #[serde(default = "relaying")]
     pub phase: String,
     /// Why it keeps its server connection between transactions.
@@ -471,6 +471,9 @@ pub struct PoolMemberView {
     /// The pinned ones included.
     pub leased: usize,
     pub opening: usize,
+    /// Those from before `reconnect`: they close when their session gives them back.
+    #[serde(default)]
+    pub outdated: usize,
     /// Those that sessions keep between transactions.
     pub pinned: usize,
     /// The reasons with their connections; a connection may have several.

@@ -13,6 +13,8 @@ use tokio::time::{Sleep, sleep};
 pub(super) struct WriteTimeout<S> {
     inner: S,
     limit: Duration,
+    /// Bytes that were taken.
+    written: u64,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -21,12 +23,17 @@ impl<S> WriteTimeout<S> {
         Self {
             inner,
             limit,
+            written: 0,
             stalled: None,
         }
     }
 
     pub(super) fn into_inner(self) -> S {
         self.inner
+    }
+
+    pub(super) fn written(&self) -> u64 {
+        self.written
     }
 
     fn limit<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -56,6 +63,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(written)) = poll {
+            self.written += u64::try_from(written).unwrap_or_default();
+        }
         self.limit(cx, poll)
     }
 

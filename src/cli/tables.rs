@@ -103,6 +103,7 @@ pub(super) fn pool_table(pools: &[PoolView]) -> String {
         idle: 0,
         leased: 0,
         opening: 0,
+        outdated: 0,
         pinned: 0,
         pins: BTreeMap::new(),
         idle_connections: Vec::new(),

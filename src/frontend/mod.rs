@@ -24,4 +24,4 @@ pub mod tls;
 
 pub use address::ClientAddress;
 pub use refuse_reason::RefuseReason;
-pub use stream::{ClientStream, ClientTlsStream, Left};
+pub use stream::{ClientStream, ClientTlsStream, HangUp, Left};

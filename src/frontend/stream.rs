@@ -1,4 +1,5 @@
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -42,6 +43,17 @@ impl Left {
     }
 }
 
+/// See [`ClientStream::watch`]. It keeps the socket open.
+#[derive(Debug)]
+pub struct HangUp(ClientStream);
+
+impl HangUp {
+    /// As [`ClientStream::hung_up`].
+    pub async fn hung_up(&self) {
+        self.0.hung_up().await;
+    }
+}
+
 impl ClientStream {
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
@@ -67,6 +79,26 @@ impl ClientStream {
             Self::Tls(stream) => stream.get_ref().0.get_ref().ready(end).await,
             Self::Unix(stream) => stream.ready(end).await,
         };
+    }
+
+    /// Tells the end of the client while somebody else has the stream.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn watch(&self) -> io::Result<HangUp> {
+        let of_tcp = |stream: &TcpStream| {
+            let socket = stream.as_fd().try_clone_to_owned()?;
+            Ok(Self::Plain(TcpStream::from_std(socket.into())?))
+        };
+        match self {
+            Self::Plain(stream) => of_tcp(stream),
+            Self::Tls(stream) => of_tcp(stream.get_ref().0.get_ref()),
+            Self::Unix(stream) => {
+                let socket = stream.as_fd().try_clone_to_owned()?;
+                Ok(Self::Unix(UnixStream::from_std(socket.into())?))
+            }
+        }
+        .map(HangUp)
     }
 
     /// Protocol and cipher of the TLS session, for the log.

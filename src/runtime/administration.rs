@@ -1,5 +1,7 @@
 //! Carries out operators' requests on clusters and sessions.
 
+mod shown;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,10 +22,7 @@ use super::pauses;
 use super::processes::NotFollowed;
 use super::running_orders::RunningOrders;
 use super::state_file::{self, AdminOverrides, MemberOverrides};
-use crate::admin::{
-    Activity, Change, Ending, IdleConnectionView, PoolMemberView, PoolView, Readiness, Reconnection,
-    ReloadAnswer, SessionView,
-};
+use crate::admin::{Change, Ending, PoolView, Readiness, Reconnection, ReloadAnswer, SessionView};
 use crate::cluster::snapshot::{AdminState, MemberName, OrderedBy};
 use crate::cluster::{Busy, ClusterHandle, PreparedCluster};
 use crate::session::disabled::DisabledRoutes;
@@ -31,9 +30,8 @@ use crate::session::end::{Order, Reason};
 use crate::session::generations::totals::MemberLoad;
 use crate::session::occupancy::Occupancy;
 use crate::session::pool::pools::{Pools, Reconnect};
-use crate::session::pool::view;
-use crate::session::registry::{self, Placement, Registry, SessionEntry};
-use crate::wire::text::Escaped;
+use crate::session::registry::{ConsoleSession, Placement, Registry, SessionEntry};
+use shown::{console_view, pool_view, session_view};
 
 #[derive(Debug)]
 pub(super) struct Administration {
@@ -247,17 +245,20 @@ impl Administration {
     }
 }
 
-/// Who gets an order: a session, or a session as long as it has this server connection.
-struct Addressee {
-    entry: Arc<SessionEntry>,
-    placement: Option<Arc<Placement>>,
+/// Who gets an order.
+enum Addressee {
+    Session(Arc<SessionEntry>),
+    /// A session as long as it has this server connection.
+    OnServer(Arc<SessionEntry>, Arc<Placement>),
+    Console(Arc<ConsoleSession>),
 }
 
 impl Addressee {
     fn order(&self, order: Order) {
-        match &self.placement {
-            Some(placement) => self.entry.order_on(placement, order),
-            None => self.entry.order(order),
+        match self {
+            Self::Session(entry) => entry.order(order),
+            Self::OnServer(entry, placement) => entry.order_on(placement, order),
+            Self::Console(session) => session.order(&order),
         }
     }
 }
@@ -272,6 +273,8 @@ impl Administration {
             .iter()
             .map(|entry| session_view(entry))
             .collect();
+        let consoles = self.registry.consoles();
+        all.extend(consoles.iter().map(|session| console_view(session)));
         all.sort_unstable_by_key(|session| session.id);
         all
     }
@@ -288,13 +291,18 @@ impl Administration {
 
     /// Ends one session. `None`: this process has no session with this number.
     pub(super) fn end_session(&self, id: u64, ending: Ending) -> Option<SessionView> {
+        if let Some(session) = self.registry.console(id) {
+            self.end(
+                vec![Addressee::Console(Arc::clone(&session))],
+                ending,
+                &Reason::Killed,
+            );
+            return Some(console_view(&session));
+        }
         let entry = self.registry.session(id)?;
         // The session may lose its server once it is ordered to end.
         let session = session_view(&entry);
-        let addressee = Addressee {
-            entry: Arc::clone(&entry),
-            placement: None,
-        };
+        let addressee = Addressee::Session(Arc::clone(&entry));
         self.end(vec![addressee], ending, &Reason::Killed);
         Some(SessionView {
             ending: entry.ordered().map(|order| order.reason().to_string()),
@@ -306,8 +314,7 @@ impl Administration {
     pub(super) fn end_sessions_on(&self, cluster: &str, member: &MemberName, ending: Ending) -> usize {
         let on_member = |entry: Arc<SessionEntry>| {
             let placement = entry.placement().filter(|place| place.member == *member)?;
-            let placement = Some(placement);
-            Some(Addressee { entry, placement })
+            Some(Addressee::OnServer(entry, placement))
         };
         let sessions = self.registry.sessions_of(cluster);
         let entries: Vec<Addressee> = sessions.into_iter().filter_map(on_member).collect();
@@ -518,77 +525,5 @@ fn apply(overrides: &MemberOverrides, cluster: &str, set: impl Fn(&MemberName, C
         if admin.and(weight).is_err() {
             tracing::warn!(cluster, member = %name, "states are set for too many members; not all are applied");
         }
-    }
-}
-
-fn session_view(entry: &SessionEntry) -> SessionView {
-    let origin = &entry.origin;
-    let placement = entry.placement();
-    let traffic = entry.traffic();
-    SessionView {
-        id: entry.id,
-        client: origin.client.address.to_string(),
-        user: Escaped(&origin.client.user).to_string(),
-        database: Escaped(&origin.client.database).to_string(),
-        cluster: origin.cluster.to_string(),
-        route: origin.route.to_string(),
-        member: placement
-            .as_ref()
-            .map(|placement| placement.member.as_str().to_owned())
-            .unwrap_or_default(),
-        process_id: placement.map_or(0, |placement| placement.process_id),
-        state: match entry.activity() {
-            registry::Activity::Active(_) => Activity::Active,
-            registry::Activity::InTransaction => Activity::IdleInTransaction,
-            registry::Activity::Idle => Activity::Idle,
-        },
-        phase: entry.phase().as_str().to_owned(),
-        pins: entry
-            .pins()
-            .iter()
-            .map(|reason| reason.label().to_owned())
-            .collect(),
-        held_s: entry.held_s(),
-        waiting_s: entry.waiting_s(),
-        age_s: origin.client.since.elapsed().as_secs(),
-        bytes_up: traffic.bytes_up,
-        bytes_down: traffic.bytes_down,
-        transactions: traffic.transactions,
-        tls: origin.client.tls.map(str::to_owned),
-        ending: entry.ordered().map(|order| order.reason().to_string()),
-        router_process_id: std::process::id(),
-    }
-}
-
-fn pool_view(pool: &view::PoolView) -> PoolView {
-    let idle = |idle: &view::IdleConnectionView| IdleConnectionView {
-        process_id: idle.process_id,
-        idle_ms: u64::try_from(idle.idle.as_millis()).unwrap_or(u64::MAX),
-        leases: idle.leases,
-    };
-    let member = |member: &view::PoolMemberView| PoolMemberView {
-        member: member.member.as_str().to_owned(),
-        idle: member.idle,
-        leased: member.leased,
-        opening: member.opening,
-        pinned: member.pinned.connections,
-        pins: member
-            .pinned
-            .reasons()
-            .map(|(reason, count)| (reason.label().to_owned(), count))
-            .collect(),
-        idle_connections: member.idle_connections.iter().map(idle).collect(),
-    };
-    PoolView {
-        route: pool.name.route.to_string(),
-        cluster: pool.name.cluster.to_string(),
-        user: Escaped(&pool.name.user).to_string(),
-        database: Escaped(&pool.name.database).to_string(),
-        max_connections: pool.max_connections,
-        reserve: pool.reserve,
-        waiting: pool.waiting,
-        longest_wait_ms: u64::try_from(pool.longest_wait.as_millis()).unwrap_or(u64::MAX),
-        members: pool.members.iter().map(member).collect(),
-        router_process_id: std::process::id(),
     }
 }

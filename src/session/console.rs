@@ -16,17 +16,18 @@ use super::Shared;
 use super::arrival::WelcomedClient;
 use super::close::close_with_error;
 use super::end::{Cause, End, Reason};
+use super::life::issue;
 use super::record;
-use super::registry::Traffic;
+use super::registry::{CancelKey, ConsoleSession};
 use crate::cluster::snapshot::MemberName;
 use crate::config;
 use crate::frontend::{ClientStream, RefuseReason};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{Replication, StartupPacket};
+use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 use crate::wire::text::Escaped;
 
-/// The name of the member in the log and in metrics.
+/// The name of the member in the log.
 const MEMBER: &str = "console";
 
 /// Serves clients that may use the console. Made by `runtime`.
@@ -47,15 +48,18 @@ pub struct ConsoleClient {
     pub by: String,
     /// The end of the authentication. The client must get it before anything else.
     pub welcome: BytesMut,
-    /// Cancelled when the session has to end.
+    /// Its entry in the registry: what it does is reported there, and who ends it says so there.
+    pub session: Arc<ConsoleSession>,
+    /// Cancelled when all sessions with the console have to end.
     pub closing: CancellationToken,
 }
 
 /// The end of a session with the console.
 #[derive(Debug)]
 pub struct ConsoleEnd {
-    /// Every answer so far has been written to it.
-    pub stream: ClientStream,
+    /// Every answer so far has been written to it. `None`: an answer was cut, and nothing more can
+    /// be said.
+    pub stream: Option<ClientStream>,
     pub cause: Cause,
 }
 
@@ -100,7 +104,7 @@ impl ConsoleAccess {
 }
 
 /// Serves an authenticated client that asks for the console, and writes the session's log line.
-pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
+pub(super) async fn visit(client: WelcomedClient, version: ProtocolVersion, shared: &Shared) {
     let WelcomedClient {
         stream,
         mut welcome,
@@ -123,8 +127,13 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
         return close_with_error(stream, welcome).await;
     }
     let member = MemberName::new(MEMBER);
-    let gauge = shared.metrics.session(&record.listener.route.name, &member, None);
+    let gauge = shared.metrics.console_session();
     record.member = Some(member);
+    let key = CancelKey {
+        process_id: shared.registry.pooled_process_id(),
+        key: issue(shared, version),
+    };
+    let ticket = shared.registry.enter_console(Arc::clone(&record.origin), key);
     let user = String::from_utf8_lossy(&record.client().user).into_owned();
     let client = ConsoleClient {
         stream,
@@ -132,18 +141,22 @@ pub(super) async fn visit(client: WelcomedClient, shared: &Shared) {
         by: format!("{user} at {} (console)", record.client().address),
         user,
         welcome,
+        session: Arc::clone(ticket.session()),
         closing: shared.console_closing.clone(),
     };
     let (cause, stream) = isolated(access.console.serve(client)).await;
     let cause = match cause {
-        // The console knows only that the session had to end.
-        Cause::Ordered(_) if !shared.closing.is_cancelled() => Cause::Ordered(Reason::Replaced),
+        // The console knows only that all sessions had to end.
+        Cause::Ordered(Reason::Shutdown) if !shared.closing.is_cancelled() => {
+            Cause::Ordered(Reason::Replaced)
+        }
         cause => cause,
     };
-    // The console finishes an answer before it checks for the end, so nothing is under way.
+    // An order goes on in the router; for the client nothing is under way.
     let end = End::from(cause);
-    record::log_end(&end, &record, Traffic::default(), None);
-    shared.metrics.end(&record.listener.route.name, &end);
+    record::log_end(&end, &record, ticket.session().traffic(), None);
+    shared.metrics.end_console(&end);
+    drop(ticket);
     if let Some(stream) = stream {
         let mut out = BytesMut::new();
         if let Some(reply) = end.reply() {
@@ -160,7 +173,7 @@ async fn isolated(
     serving: Pin<Box<dyn Future<Output = ConsoleEnd> + Send>>,
 ) -> (Cause, Option<ClientStream>) {
     match AbortOnDropHandle::new(tokio::spawn(serving)).await {
-        Ok(ConsoleEnd { stream, cause }) => (cause, Some(stream)),
+        Ok(ConsoleEnd { stream, cause }) => (cause, stream),
         Err(_panicked) => (Cause::ConsoleFault, None),
     }
 }

@@ -98,8 +98,8 @@ async fn begin(arriving: impl Future<Output = Option<Arrival>>, shared: Arc<Shar
             let relaying = Waiting(request).attach(shared).await?;
             Some(Begun::Relaying(Box::new(relaying)))
         }
-        LoggedIn::Console(client) => {
-            Box::pin(console::visit(client, shared)).await;
+        LoggedIn::Console(client, version) => {
+            Box::pin(console::visit(client, version, shared)).await;
             None
         }
     }

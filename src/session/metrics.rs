@@ -38,6 +38,11 @@ pub(super) struct RouteCauseLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    cause: EndLabel,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ReasonLabel {
     pub reason: RefuseReason,
 }
@@ -80,6 +85,8 @@ pub struct Metrics {
     pub(super) cancels_waiting: Gauge,
     peer_versions: Family<PeerLabel, Gauge>,
     pub(super) abandoned: Family<CutLabel, Counter>,
+    console_sessions: Gauge,
+    console_ended: Family<CauseLabel, Counter>,
     pub(super) queue: gate::Metrics,
 }
 
@@ -107,6 +114,8 @@ impl Metrics {
             cancels_waiting: Gauge::default(),
             peer_versions: Family::default(),
             abandoned: Family::default(),
+            console_sessions: Gauge::default(),
+            console_ended: Family::default(),
             queue: gate::Metrics::register(into),
         };
         into.register(
@@ -166,6 +175,16 @@ impl Metrics {
             "peer_version",
             "The version of the peer protocol in which a peer last answered",
             metrics.peer_versions.clone(),
+        );
+        into.register(
+            "console_sessions",
+            "Sessions with the router's console now; no other metric of sessions counts them",
+            metrics.console_sessions.clone(),
+        );
+        into.register(
+            "console_sessions_ended",
+            "Sessions with the console that ended, by cause",
+            metrics.console_ended.clone(),
         );
         into.register(
             "cut_requests",
@@ -230,6 +249,16 @@ impl Metrics {
         }
     }
 
+    /// Counts a session with the console. It is no client's session.
+    pub(super) fn console_session(&self) -> GaugeGuard {
+        GaugeGuard::new(self.console_sessions.clone())
+    }
+
+    pub(super) fn end_console(&self, end: &End) {
+        let cause = end.label();
+        self.console_ended.get_or_create(&CauseLabel { cause }).inc();
+    }
+
     /// Counts a session with a pool, which is on no member for long.
     pub(super) fn pooled_session(&self, route: &Arc<str>) -> SessionGuard {
         self.session(route, &MemberName::new(""), None)
@@ -283,7 +312,7 @@ type Counts = HashMap<(Arc<str>, MemberName), Count>;
 #[derive(Debug, Default)]
 struct Count {
     sessions: i64,
-    /// The cluster of the member; the console has none.
+    /// The cluster of the member; `None` for sessions that are on none.
     cluster: Option<WeakClusterHandle>,
 }
 

@@ -6,6 +6,7 @@
 //! none.
 
 mod activity;
+mod consoles;
 mod entry;
 mod mailbox;
 
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 pub use activity::{Activity, RequestNumber};
+pub use consoles::{ConsoleActivity, ConsoleSession, ConsoleTicket};
 pub use entry::{Phase, SessionEntry};
 
 use super::counts::RouteCounts;
@@ -34,6 +36,7 @@ use crate::routing::{self, GrantedRole, SessionVerdict};
 #[derive(Debug, Default)]
 pub struct Registry {
     inner: Mutex<Inner>,
+    consoles: consoles::Consoles,
     next_id: AtomicU64,
     next_pooled: AtomicU64,
 }
@@ -82,7 +85,7 @@ pub struct Client {
     pub since: Instant,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Client {
     pub(crate) fn app() -> Self {
         Self {

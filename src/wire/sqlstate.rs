@@ -9,6 +9,7 @@ impl SqlState {
     /// Of a report that has no SQLSTATE, or none of five ASCII letters and digits.
     pub const MISSING: Self = Self([0; 5]);
 
+    pub const WARNING: Self = Self(*b"01000");
     pub const CONNECTION_FAILURE: Self = Self(*b"08006");
     pub const TRANSACTION_RESOLUTION_UNKNOWN: Self = Self(*b"08007");
     pub const PROTOCOL_VIOLATION: Self = Self(*b"08P01");
@@ -24,7 +25,9 @@ impl SqlState {
     pub const INVALID_REGULAR_EXPRESSION: Self = Self(*b"2201B");
     pub const INVALID_ROW_COUNT_IN_LIMIT: Self = Self(*b"2201W");
     pub const INVALID_ROW_COUNT_IN_OFFSET: Self = Self(*b"2201X");
+    pub const ACTIVE_SQL_TRANSACTION: Self = Self(*b"25001");
     pub const READ_ONLY_TRANSACTION: Self = Self(*b"25006");
+    pub const NO_ACTIVE_SQL_TRANSACTION: Self = Self(*b"25P01");
     pub const IN_FAILED_SQL_TRANSACTION: Self = Self(*b"25P02");
     pub const INVALID_SQL_STATEMENT_NAME: Self = Self(*b"26000");
     pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
@@ -44,6 +47,7 @@ impl SqlState {
     pub const UNDEFINED_TABLE: Self = Self(*b"42P01");
     pub const UNDEFINED_PARAMETER: Self = Self(*b"42P02");
     pub const AMBIGUOUS_PARAMETER: Self = Self(*b"42P08");
+    pub const AMBIGUOUS_ALIAS: Self = Self(*b"42P09");
     pub const INVALID_COLUMN_REFERENCE: Self = Self(*b"42P10");
     pub const INDETERMINATE_DATATYPE: Self = Self(*b"42P18");
     pub const DUPLICATE_PREPARED_STATEMENT: Self = Self(*b"42P05");
@@ -63,6 +67,7 @@ impl SqlState {
     pub const CRASH_SHUTDOWN: Self = Self(*b"57P02");
     pub const CANNOT_CONNECT_NOW: Self = Self(*b"57P03");
     pub const DATABASE_DROPPED: Self = Self(*b"57P04");
+    pub const CONFIG_FILE_ERROR: Self = Self(*b"F0000");
     pub const INTERNAL_ERROR: Self = Self(*b"XX000");
 
     /// As it stands in a report.

@@ -105,8 +105,14 @@ fn psql_is_answered_though_no_server_is_there() {
     ] {
         assert!(line.contains(part), "{line}");
     }
-    let ended = "trunkline_sessions_ended_total{route=\"read-write\",cause=\"client_terminated\"}";
+    let ended = "trunkline_console_sessions_ended_total{cause=\"client_terminated\"}";
     assert!(router.metric(ended) > 0.0);
+    let (_, metrics) = router.http("/metrics").unwrap();
+    assert!(
+        !metrics.contains("trunkline_sessions_ended_total{"),
+        "no client's session: {metrics}"
+    );
+    assert!(!metrics.contains("member=\"console\""), "{metrics}");
     // An ordinary session is not affected.
     let refused = router.psql_output(6432, "user=admin password=admin", "SELECT 1");
     assert!(

@@ -1,7 +1,8 @@
 //! The console's views and its SQL, beside PostgreSQL with the same rows.
 #![allow(clippy::unwrap_used)]
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use tokio_postgres::SimpleQueryMessage;
 
@@ -60,6 +61,34 @@ fn told(mut psql: Command, dsn: &str, command: &str) -> String {
         .unwrap()
         .trim()
         .to_owned()
+}
+
+/// As [`told`], with commands that psql reads from its input.
+fn told_by_input(mut psql: Command, dsn: &str, commands: &str) -> String {
+    let psql = psql.args(["-XAt", "-P", "null=null", "-f", "-"]).arg(dsn);
+    psql.stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = psql.spawn().unwrap();
+    writeln!(child.stdin.take().unwrap(), "{commands}").unwrap();
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+}
+
+/// psql with libpq of two releases, and those that `TRUNKLINE_TEST_PSQL` names, separated by
+/// colons: other releases of psql.
+fn psqls() -> Vec<Box<dyn Fn() -> Command>> {
+    let mut all: Vec<Box<dyn Fn() -> Command>> = vec![Box::new(|| Command::new("psql")), Box::new(psql_18)];
+    for program in std::env::var("TRUNKLINE_TEST_PSQL")
+        .unwrap_or_default()
+        .split(':')
+    {
+        let program = program.to_owned();
+        if !program.is_empty() {
+            all.push(Box::new(move || Command::new(&program)));
+        }
+    }
+    all
 }
 
 /// Makes a table of PostgreSQL's with the rows and the types of a view.
@@ -179,7 +208,7 @@ async fn queries_are_answered_as_postgresql_answers_them() {
 #[test]
 fn psql_lists_the_views_and_their_columns() {
     let (_server, router) = led();
-    for psql in [(|| Command::new("psql")) as fn() -> Command, psql_18] {
+    for psql in psqls() {
         for command in ["\\d", "\\dt", "\\dv"] {
             let told = told(psql(), &dsn(&router), command);
             let lines: Vec<&str> = told.lines().collect();
@@ -208,8 +237,22 @@ fn psql_lists_the_views_and_their_columns() {
         );
         let connected = told(psql(), &dsn(&router), "\\conninfo");
         assert!(connected.contains("trunkline"), "{connected}");
-        let other = told(psql(), &dsn(&router), "\\l");
-        assert!(other.contains("HINT:  \\d lists the views."), "{other}");
+        for other in ["\\l", "\\dn", "\\du", "\\df", "\\dx", "\\dconfig"] {
+            let told = told(psql(), &dsn(&router), other);
+            assert!(told.contains("none of PostgreSQL's catalogs"), "{other}: {told}");
+            assert!(told.contains("HINT:  \\d lists its views"), "{other}: {told}");
+        }
+        for (command, expected) in [
+            ("\\dp members", "public|members|view|null|null|null"),
+            ("SELECT 1 AS x, 'y' AS y \\gdesc", "x|integer\ny|text"),
+            ("\\copy (SELECT 1) to stdout", "ERROR:  the console has no COPY"),
+        ] {
+            let told = told_by_input(psql(), &dsn(&router), command);
+            assert!(
+                told.to_lowercase().contains(&expected.to_lowercase()),
+                "{command}: {told}"
+            );
+        }
     }
 }
 

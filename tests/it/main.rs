@@ -26,6 +26,7 @@ mod commands;
 mod configurations;
 mod console;
 mod console_inventory;
+mod console_orders;
 mod console_views;
 mod doctor;
 mod documents;

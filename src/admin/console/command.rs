@@ -3,20 +3,22 @@
 use std::borrow::Cow;
 
 use super::super::relation::{Column, Kind, Row, Value, column};
+use super::arguments::Arguments;
+use super::foreign;
 use super::orders::Order;
+use super::settings::SessionCommand;
 use super::statement::Statement;
+use super::tokens::tokens;
+use super::transaction::TransactionCommand;
 use super::views;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
-
-/// The longest name of a route or a member, in bytes.
-const MAX_NAME: usize = 255;
 
 /// One command.
 #[derive(Debug)]
 pub(super) struct Command {
     /// As it is typed, blanks between words, letters in any case; `…` at the end is one or more
-    /// words of any kind, `<name>` is a name, in double quotes or without.
+    /// words of any kind, `<name>` is a name, in double quotes or without, `[…]` may be left out.
     pub(super) text: &'static str,
     /// One line for `SHOW HELP`.
     pub(super) about: &'static str,
@@ -28,10 +30,6 @@ pub(super) enum Effect {
     Rows(&'static [Column], fn() -> Vec<Row>),
     /// All of the view of this name.
     View(&'static str),
-    /// Accepted because drivers send it on their own, and nothing here depends on it.
-    Nothing {
-        tag: &'static str,
-    },
     /// Given to the router.
     Order {
         order: Order,
@@ -62,14 +60,6 @@ const fn view(text: &'static str, about: &'static str, view: &'static str) -> Co
     }
 }
 
-const fn nothing(text: &'static str, tag: &'static str) -> Command {
-    Command {
-        text,
-        about: "Has no effect; drivers send it",
-        effect: Effect::Nothing { tag },
-    }
-}
-
 const fn order(text: &'static str, about: &'static str, order: Order, tag: &'static str) -> Command {
     let columns: &[Column] = match order {
         Order::Explain => EXPLAIN,
@@ -83,7 +73,7 @@ const fn order(text: &'static str, about: &'static str, order: Order, tag: &'sta
     }
 }
 
-pub(super) static COMMANDS: [Command; 16] = [
+pub(super) static COMMANDS: &[Command] = &[
     rows("SHOW HELP", "The commands of the console", HELP, help),
     rows("SHOW VERSION", "The version of the router", VERSION, version),
     view(
@@ -152,8 +142,92 @@ pub(super) static COMMANDS: [Command; 16] = [
         Order::Abort,
         "ABORT",
     ),
-    nothing("SET application_name …", "SET"),
-    nothing("SET extra_float_digits …", "SET"),
+    order(
+        "DRAIN <member> [CLUSTER <cluster>]",
+        "A member gets no new sessions; tracked ones leave it between transactions, others stay",
+        Order::Drain,
+        "DRAIN",
+    ),
+    order(
+        "MAINT <member> [CLUSTER <cluster>]",
+        "A member is out of service: no new sessions, and its sessions end",
+        Order::Maint,
+        "MAINT",
+    ),
+    order(
+        "READY <member> [CLUSTER <cluster>]",
+        "A member is in service again",
+        Order::Ready,
+        "READY",
+    ),
+    order(
+        "WEIGHT <member> <weight> [CLUSTER <cluster>]",
+        "Another share of the sessions, 0 to 256, or DEFAULT for the configured one",
+        Order::Weight,
+        "WEIGHT",
+    ),
+    order(
+        "CLOSE SESSIONS <member> [CLUSTER <cluster>] [GRACE <seconds>] [NOW]",
+        "The sessions on a member end at the end of their transactions",
+        Order::CloseSessions,
+        "CLOSE SESSIONS",
+    ),
+    order(
+        "KILL <id> [BOUNDARY] [GRACE <seconds>]",
+        "Ends a session at once, or at the end of its transaction",
+        Order::Kill,
+        "KILL",
+    ),
+    order("KILL_CLIENT <id>", "The same as KILL", Order::Kill, "KILL_CLIENT"),
+    order(
+        "RECONNECT",
+        "Replaces the server connections of all pools as their sessions give them back",
+        Order::Reconnect,
+        "RECONNECT",
+    ),
+    order(
+        "RECONNECT <name>",
+        "The same for a route, or for a member",
+        Order::Reconnect,
+        "RECONNECT",
+    ),
+    order(
+        "RECONNECT ROUTE <route>",
+        "The same for a route",
+        Order::Reconnect,
+        "RECONNECT",
+    ),
+    order(
+        "RECONNECT MEMBER <member> [CLUSTER <cluster>]",
+        "The same for a member",
+        Order::Reconnect,
+        "RECONNECT",
+    ),
+    order(
+        "WAIT_CLOSE [TIMEOUT <seconds>]",
+        "Waits until the connections that RECONNECT replaces are closed",
+        Order::WaitClose,
+        "WAIT_CLOSE",
+    ),
+    order(
+        "WAIT_CLOSE <name> [CLUSTER <cluster>] [TIMEOUT <seconds>]",
+        "The same for a route or a member; of one that is drained, until it has no connection",
+        Order::WaitClose,
+        "WAIT_CLOSE",
+    ),
+    order(
+        "DISABLE <route>",
+        "A route gets no new sessions; existing ones go on",
+        Order::Disable,
+        "DISABLE",
+    ),
+    order(
+        "ENABLE <route>",
+        "A route gets sessions again",
+        Order::Enable,
+        "ENABLE",
+    ),
+    order("RELOAD", "Reads the configuration again", Order::Reload, "RELOAD"),
 ];
 
 const HELP: &[Column] = &[
@@ -170,15 +244,29 @@ const SWITCHOVER: &[Column] = &[
 ];
 const VERSION: &[Column] = &[column("version", Kind::Text, "Of the router")];
 
+/// What drivers send on their own, for `SHOW HELP`.
+const DRIVERS: &[(&str, &str)] = &[
+    (
+        "BEGIN, COMMIT, ROLLBACK, SAVEPOINT, …",
+        "As in PostgreSQL; orders are refused between BEGIN and COMMIT",
+    ),
+    ("SHOW <setting>", "A setting of PostgreSQL that drivers ask for"),
+    (
+        "SET, RESET, DISCARD, DEALLOCATE, …",
+        "Accepted as far as drivers send it on their own",
+    ),
+];
+
 fn help() -> Vec<Row> {
     let row = |text: String, about: &str| vec![Value::Text(text), Value::text(about)];
     let commands = COMMANDS
         .iter()
         .map(|command| row(command.text.to_owned(), command.about));
+    let beside = DRIVERS.iter().map(|(text, about)| row((*text).to_owned(), about));
     let views = views::VIEWS
         .iter()
         .map(|view| row(format!("SELECT … FROM {}", view.name), view.about));
-    commands.chain(views).collect()
+    commands.chain(beside).chain(views).collect()
 }
 
 fn version() -> Vec<Row> {
@@ -204,66 +292,49 @@ pub(super) fn find(sql: &str) -> Result<Option<Statement>, ErrorReply> {
     let is_blank = |c: char| c == ';' || c.is_whitespace();
     let text = text.trim_end_matches(is_blank);
     let words = words(text);
-    if words.is_empty() {
+    let Some(first) = words.first() else {
         return Ok(None);
-    }
+    };
     let found = COMMANDS.iter().find_map(|command| {
-        let name = command.matched(&words)?;
-        Some(Statement::Command { command, name })
+        let arguments = Arguments::read(command.text, &words)?;
+        Some(Statement::Command { command, arguments })
     });
-    found.map(Some).ok_or_else(|| {
-        ErrorReply::error(
-            SqlState::FEATURE_NOT_SUPPORTED,
-            "the console does not know this command",
-        )
-        .hint(
-            if is_transaction(words[0]) {
-                "The console has no transactions: put the driver into autocommit mode. SHOW HELP lists the commands."
-            } else {
-                "SHOW HELP lists the commands, \\d the views. The program has more: `trunkline kill`, `reconnect`, \
-                 `disable`, `reload`."
-            },
-        )
-    })
-}
-
-/// Whether the command begins or ends a transaction, as drivers send it by themselves.
-fn is_transaction(word: &str) -> bool {
-    ["begin", "start", "commit", "rollback", "end"]
-        .iter()
-        .any(|known| known.eq_ignore_ascii_case(word))
-}
-
-impl Command {
-    /// Whether these words are this command: what stands for its `<name>`, if it has one.
-    #[expect(
-        clippy::option_option,
-        reason = "not this command, or this one without a name"
-    )]
-    fn matched(&self, words: &[&str]) -> Option<Option<String>> {
-        let mut given = words.iter();
-        let mut name = None;
-        for word in self.text.split(' ') {
-            if word == "…" {
-                return (given.len() > 0).then_some(None);
-            }
-            if word.starts_with('<') {
-                name = Some(unquoted(given.next()?)?);
-                continue;
-            }
-            let same = |given: &&str| {
-                // The schema that names without one are looked for in first.
-                let bare = given
-                    .split_at_checked(11)
-                    .filter(|(schema, _)| schema.eq_ignore_ascii_case("pg_catalog."));
-                bare.map_or(*given, |(_, name)| name).eq_ignore_ascii_case(word)
-            };
-            if !given.next().is_some_and(same) {
-                return None;
-            }
-        }
-        given.next().is_none().then_some(name)
+    if let Some(found) = found {
+        return Ok(Some(found));
     }
+    if let Some(tokens) = tokens(text) {
+        if let Some(command) = TransactionCommand::read(&tokens) {
+            return Ok(Some(Statement::Transaction(command)));
+        }
+        if let Some(command) = SessionCommand::read(&tokens)? {
+            return Ok(Some(Statement::Session(command)));
+        }
+    }
+    if let Some(reply) = foreign::refusal(&words) {
+        return Err(reply);
+    }
+    let alike: Vec<&str> = COMMANDS
+        .iter()
+        .map(|command| command.text)
+        .filter(|text| {
+            text.split(' ')
+                .next()
+                .is_some_and(|word| word.eq_ignore_ascii_case(first))
+        })
+        .filter(|text| !text.starts_with("SHOW"))
+        .collect();
+    let reply = ErrorReply::error(
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "the console does not know this command",
+    );
+    Err(if alike.is_empty() {
+        reply.hint("SHOW HELP lists the commands, \\d the views.")
+    } else {
+        reply.hint(format!(
+            "There is: {}. SHOW HELP lists all commands.",
+            alike.join("; ")
+        ))
+    })
 }
 
 /// Split at blanks that are not in double quotes.
@@ -275,17 +346,6 @@ fn words(text: &str) -> Vec<&str> {
     })
     .filter(|word| !word.is_empty())
     .collect()
-}
-
-/// A name as it is meant; `None` if it is none. Letters keep their case.
-fn unquoted(word: &str) -> Option<String> {
-    let inner = word.strip_prefix('"').and_then(|word| word.strip_suffix('"'));
-    let name = match inner {
-        Some(inner) => inner.replace("\"\"", "\u{0}"),
-        None => word.to_owned(),
-    };
-    let is_name = !name.is_empty() && !name.contains('"') && name.len() <= MAX_NAME;
-    is_name.then(|| name.replace('\u{0}', "\""))
 }
 
 /// With a blank for each comment; block comments nest. One without an end runs to the end.

@@ -14,6 +14,7 @@ use super::super::http::fixture::{self, NothingHeld};
 use super::Console;
 use crate::frontend::ClientStream;
 use crate::session::console::{Console as _, ConsoleClient};
+use crate::session::registry::ConsoleSession;
 use crate::wire::frame::next_frame;
 
 thread_local! {
@@ -36,12 +37,14 @@ async fn session(data: &[u8]) {
     };
     let orders = fixture::console_orders(Arc::new(NothingHeld::default()));
     let console = Console::new(fixture::handles(Vec::new()), orders, "trunkline".into());
+    let entry = ConsoleSession::alone();
     let serving = console.serve(ConsoleClient {
         stream: ClientStream::Unix(ours),
         user: "admin".into(),
         is_operator: true,
         by: "admin".into(),
         welcome: BytesMut::new(),
+        session: Arc::clone(entry.session()),
         closing: CancellationToken::new(),
     });
     let (mut answers, mut questions) = theirs.into_split();

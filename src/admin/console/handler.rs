@@ -1,20 +1,26 @@
 //! pgwire's handlers over the table of commands.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Sink, SinkExt, stream};
 use pgwire::api::portal::{Format, Portal};
-use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
+use pgwire::api::query::{
+    ExtendedQueryHandler, SimpleQueryHandler, send_execution_response, send_query_response,
+    send_ready_for_query,
+};
 use pgwire::api::results::{DataRowEncoder, FieldFormat, FieldInfo, QueryResponse, Response, Tag};
 use pgwire::api::stmt::QueryParser;
 use pgwire::api::store::PortalStore;
-use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, Type};
+use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type};
 use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
+use pgwire::messages::extendedquery::Execute;
+use pgwire::messages::response::{EmptyQueryResponse, TransactionStatus};
+use pgwire::messages::simplequery::Query;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
@@ -26,7 +32,10 @@ use super::super::sql::{OutputColumn, Plan, Session};
 use super::super::views::LimitView;
 use super::command::Effect;
 use super::orders::{Notices, SessionOrders};
+use super::settings::{self, SessionCommand};
 use super::statement::Statement;
+use super::tokens;
+use super::transaction::{self, Savepoints};
 use super::transfer;
 use super::views::{self, View};
 use crate::wire::message::ErrorReply;
@@ -46,6 +55,24 @@ pub(super) struct Handler {
     orders: SessionOrders,
     session: Session,
     parser: Arc<Parser>,
+    state: Mutex<SessionState>,
+}
+
+/// What the requests of a session change.
+#[derive(Debug, Default)]
+struct SessionState {
+    savepoints: Savepoints,
+    /// Where the request that is answered now has brought the transaction.
+    turned: Option<TransactionStatus>,
+    /// Prepared statements that SQL has dropped, and that the conversation still counts.
+    dropped: Vec<Dropped>,
+}
+
+/// Prepared statements that are dropped by SQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Dropped {
+    One(String),
+    All,
 }
 
 /// Finds commands, and reads queries; the only statements there are.
@@ -59,28 +86,70 @@ impl Handler {
             orders,
             session,
             parser: Arc::new(Parser),
+            state: Mutex::default(),
         }
     }
 
-    async fn run(
+    /// Those since the last call.
+    pub(super) fn take_dropped(&self) -> Vec<Dropped> {
+        std::mem::take(&mut self.state().dropped)
+    }
+
+    fn state(&self) -> MutexGuard<'_, SessionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries a statement out. `is_alone`: nothing else is in its query.
+    async fn run<C>(
         &self,
+        client: &mut C,
         statement: &Statement,
         parameters: Vec<Value>,
         format: &Format,
-        notices: &mut dyn Notices,
-    ) -> PgWireResult<Response> {
+        is_alone: bool,
+    ) -> PgWireResult<Response>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+    {
+        let status = client.transaction_status();
+        if status == TransactionStatus::Error && !statement.is_exit() {
+            return Err(error(&transaction::failed()));
+        }
+        if let Some(command) = statement.not_in_block()
+            && (status != TransactionStatus::Idle || !is_alone)
+        {
+            return Err(error(&transaction::not_in_block(command)));
+        }
         let rows = match statement {
+            Statement::Transaction(command) => {
+                let turned = self.state().savepoints.turn(command, status);
+                let turned = turned.map_err(|reply| error(&reply))?;
+                if let Some((code, text)) = turned.warning {
+                    Reader(client).warning(code, text.to_owned()).await;
+                }
+                client.set_transaction_status(turned.status);
+                self.state().turned = Some(turned.status);
+                return Ok(Response::Execution(Tag::new(turned.tag)));
+            }
+            Statement::Session(command) => match self.keep_to(command, client).await? {
+                Ok(tag) => return Ok(Response::Execution(Tag::new(tag))),
+                Err(value) => Ok(vec![vec![Value::Text(value)]]),
+            },
             Statement::Query(plan) => {
                 let view = plan.view().and_then(views::find);
-                self.looked_up(view, Some((plan, parameters)), notices).await
+                let query = Some((plan, parameters));
+                self.looked_up(view, query, &mut Reader(client)).await
             }
             Statement::Catalog(answer) => Ok(answer.rows.clone()),
-            Statement::Command { command, name } => match &command.effect {
-                Effect::Nothing { tag } => return Ok(Response::Execution(Tag::new(tag))),
+            Statement::Command { command, arguments } => match &command.effect {
                 Effect::Rows(_, rows) => Ok(rows()),
-                Effect::View(view) => self.looked_up(views::find(view), None, notices).await,
+                Effect::View(view) => self.looked_up(views::find(view), None, &mut Reader(client)).await,
                 Effect::Order { order, columns, tag } => {
-                    let answer = self.orders.carry_out(*order, name.as_deref(), notices).await;
+                    let answer = self
+                        .orders
+                        .carry_out(*order, arguments, &mut Reader(client))
+                        .await;
                     if columns.is_empty() {
                         return answer
                             .map(|_| Response::Execution(Tag::new(tag)))
@@ -95,6 +164,48 @@ impl Handler {
             .and_then(|(room, rows)| table(&statement.columns(), format, rows, room))
     }
 
+    /// What drivers send to set a session up, or to make it as new: the tag, or the value of a
+    /// setting.
+    async fn keep_to<C>(
+        &self,
+        command: &SessionCommand,
+        client: &mut C,
+    ) -> PgWireResult<Result<&'static str, String>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+    {
+        Ok(Ok(match command {
+            SessionCommand::Show { name } => {
+                return Ok(Err(settings::value(name, &self.session).unwrap_or_default()));
+            }
+            SessionCommand::Nothing { tag } => tag,
+            SessionCommand::InBlock { command } => {
+                if client.transaction_status() == TransactionStatus::Idle {
+                    let text = format!("{command} can only be used in transaction blocks");
+                    let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
+                    Reader(client).warning(code, text).await;
+                }
+                "SET"
+            }
+            SessionCommand::DiscardAll => {
+                self.state().dropped.push(Dropped::All);
+                "DISCARD ALL"
+            }
+            SessionCommand::Deallocate(None) => {
+                self.state().dropped.push(Dropped::All);
+                "DEALLOCATE ALL"
+            }
+            SessionCommand::Deallocate(Some(name)) => {
+                if client.portal_store().get_statement(name).is_none() {
+                    return Err(PgWireError::StatementNotFound(name.clone()));
+                }
+                self.state().dropped.push(Dropped::One(name.clone()));
+                "DEALLOCATE"
+            }
+        }))
+    }
+
     /// The rows of a view, or what a query makes of them; with a notice for each process of this
     /// router that did not answer. The work is done away from the threads that serve sessions.
     async fn looked_up(
@@ -103,25 +214,29 @@ impl Handler {
         query: Option<(&Arc<Plan>, Vec<Value>)>,
         notices: &mut dyn Notices,
     ) -> Result<Vec<Row>, ErrorReply> {
-        let turn = WORKING.acquire().await;
         let (handles, session, runtime) = (self.handles.clone(), self.session.clone(), Handle::current());
         let query = query.map(|(plan, parameters)| (Arc::clone(plan), parameters));
-        let work = move || {
-            let Gathered { value, missing } = match view {
-                Some(view) => runtime.block_on(view.rows(&handles)),
-                None => Gathered::whole(Vec::new()),
-            };
-            let rows = match query {
-                Some((plan, parameters)) => {
-                    plan.run(value, &parameters, &session, relation::micros(SystemTime::now()))
-                }
-                None => Ok(value),
-            };
-            (rows, missing)
+        let work = async move {
+            let turn = WORKING.acquire().await;
+            spawn_blocking(move || {
+                let Gathered { value, missing } = match view {
+                    Some(view) => runtime.block_on(view.rows(&handles)),
+                    None => Gathered::whole(Vec::new()),
+                };
+                let rows = match query {
+                    Some((plan, parameters)) => {
+                        plan.run(value, &parameters, &session, relation::micros(SystemTime::now()))
+                    }
+                    None => Ok(value),
+                };
+                // Also where nobody waits for it any more.
+                drop(turn);
+                (rows, missing)
+            })
+            .await
         };
-        let worked = spawn_blocking(work).await;
-        // A client that does not read its notices keeps no turn.
-        drop(turn);
+        let worked = self.orders.interrupts.unless_ended(work).await;
+        let worked = worked.map_err(|interrupt| interrupt.reply(""))?;
         let Ok((rows, missing)) = worked else {
             return Err(
                 ErrorReply::error(SqlState::INTERNAL_ERROR, "the query could not be worked on")
@@ -190,7 +305,21 @@ where
     C: Sink<PgWireBackendMessage> + Unpin + Send,
 {
     fn notice(&mut self, text: String) -> BoxFuture<'_, ()> {
-        let info = ErrorInfo::new("NOTICE".to_owned(), "00000".to_owned(), text);
+        self.say("NOTICE", "00000", text)
+    }
+
+    fn warning(&mut self, code: SqlState, text: String) -> BoxFuture<'_, ()> {
+        self.say("WARNING", code.as_str(), text)
+    }
+}
+
+impl<C> Reader<'_, C>
+where
+    C: Sink<PgWireBackendMessage> + Unpin + Send,
+{
+    fn say(&mut self, severity: &str, code: &str, text: String) -> BoxFuture<'_, ()> {
+        let mut info = ErrorInfo::new(severity.to_owned(), code.to_owned(), text);
+        info.severity_nonlocalized = Some(severity.to_owned());
         async move {
             // A client that is gone is noticed at the next answer.
             let _ = self
@@ -283,28 +412,60 @@ pub(super) fn error(reply: &ErrorReply) -> PgWireError {
 
 #[async_trait]
 impl SimpleQueryHandler for Handler {
-    async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
+    /// All statements of a query are read before the first is carried out.
+    async fn on_query<C>(&self, client: &mut C, query: Query) -> PgWireResult<()>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore,
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let statement = Statement::read(query, Vec::new()).map_err(|reply| error(&reply))?;
-        let response = match statement {
-            Some(statement) if !statement.parameters().is_empty() => {
-                return Err(error(&ErrorReply::error(
-                    SqlState::UNDEFINED_PARAMETER,
-                    "there is no parameter $1",
-                )));
+        client.set_state(PgWireConnectionState::QueryInProgress);
+        let statements = tokens::statements(&query.query).and_then(|texts| {
+            let read = texts.iter().map(|text| Statement::read(text, Vec::new()));
+            let read: Result<Vec<Option<Statement>>, ErrorReply> = read.collect();
+            Ok(read?.into_iter().flatten().collect::<Vec<Statement>>())
+        });
+        let statements = statements.map_err(|reply| error(&reply))?;
+        if statements
+            .iter()
+            .any(|statement| !statement.parameters().is_empty())
+        {
+            return Err(error(&ErrorReply::error(
+                SqlState::UNDEFINED_PARAMETER,
+                "there is no parameter $1",
+            )));
+        }
+        if statements.is_empty() {
+            let empty = PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new());
+            client.feed(empty).await?;
+        }
+        let is_alone = statements.len() == 1;
+        for statement in &statements {
+            let response = self
+                .run(client, statement, Vec::new(), &Format::UnifiedText, is_alone)
+                .await?;
+            match response {
+                Response::Query(rows) => send_query_response(client, rows, true).await?,
+                Response::Execution(tag) => send_execution_response(client, tag).await?,
+                // There are no others.
+                _ => {}
             }
-            Some(statement) => {
-                self.run(&statement, Vec::new(), &Format::UnifiedText, &mut Reader(client))
-                    .await?
-            }
-            None => Response::EmptyQuery,
-        };
-        Ok(vec![response])
+        }
+        client.set_state(PgWireConnectionState::ReadyForQuery);
+        let status = client.transaction_status();
+        send_ready_for_query(client, status).await
+    }
+
+    /// [`Self::on_query`] does everything.
+    async fn do_query<C>(&self, _client: &mut C, _query: &str) -> PgWireResult<Vec<Response>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        Ok(Vec::new())
     }
 }
 
@@ -315,6 +476,22 @@ impl ExtendedQueryHandler for Handler {
 
     fn query_parser(&self) -> Arc<Parser> {
         Arc::clone(&self.parser)
+    }
+
+    async fn on_execute<C>(&self, client: &mut C, message: Execute) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        self.state().turned = None;
+        let done = self._on_execute(client, message).await;
+        // pgwire leaves the status as it was before.
+        if let Some(status) = self.state().turned.take() {
+            client.set_transaction_status(status);
+        }
+        done
     }
 
     async fn do_query<C>(
@@ -331,7 +508,7 @@ impl ExtendedQueryHandler for Handler {
     {
         let (statement, format) = (&portal.statement.statement, &portal.result_column_format);
         let parameters = parameters(portal).map_err(|reply| error(&reply))?;
-        self.run(statement, parameters, format, &mut Reader(client)).await
+        self.run(client, statement, parameters, format, true).await
     }
 }
 
@@ -341,7 +518,7 @@ impl QueryParser for Parser {
 
     async fn parse_sql<C>(
         &self,
-        _client: &C,
+        client: &C,
         sql: &str,
         types: &[Option<Type>],
     ) -> PgWireResult<Option<Statement>>
@@ -349,10 +526,22 @@ impl QueryParser for Parser {
         C: ClientInfo + Unpin + Send + Sync,
     {
         let declared = types.iter().map(|declared| transfer::declared(declared.as_ref()));
-        declared
+        let read = declared
             .collect::<Result<Vec<Option<Kind>>, _>>()
-            .and_then(|declared| Statement::read(sql, declared))
-            .map_err(|reply| error(&reply))
+            .and_then(|declared| {
+                if tokens::statements(sql)?.len() > 1 {
+                    let text = "cannot insert multiple commands into a prepared statement";
+                    return Err(ErrorReply::error(SqlState::SYNTAX_ERROR, text));
+                }
+                let statement = Statement::read(sql, declared)?;
+                let is_refused = statement.as_ref().is_some_and(|statement| !statement.is_exit())
+                    && client.transaction_status() == TransactionStatus::Error;
+                if is_refused {
+                    return Err(transaction::failed());
+                }
+                Ok(statement)
+            });
+        read.map_err(|reply| error(&reply))
     }
 
     fn get_parameter_types(&self, statement: &Statement) -> PgWireResult<Vec<Type>> {

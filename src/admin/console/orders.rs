@@ -1,21 +1,27 @@
-//! What operators order at the console: pauses of routes, and a switchover. The runtime carries it
-//! out, as what comes by HTTP.
+//! What operators order at the console. The runtime carries it out, as what comes by HTTP.
+//!
+//! Guarantees: an order that was begun is carried out, and is in the events with its operator, also
+//! if the client leaves, cancels it or is ended. What is only waited for ends with the client's
+//! patience.
+
+mod connections;
+mod holding;
+mod members;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::future::{BoxFuture, join_all};
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
+use futures_util::future::BoxFuture;
 
-use super::super::holding::{HoldOperations, PauseReport, PauseRequest, SwitchoverRequest, SwitchoverStatus};
-use super::super::relation::{Row, Value};
-use crate::events::{Events, OperatorEvent};
+use super::super::actions::there_is;
+use super::super::handles::Handles;
+use super::super::holding::HoldOperations;
+use super::super::relation::Row;
+use super::arguments::Arguments;
+use super::interrupts::Interrupts;
+use crate::events::Events;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
-
-/// Between two looks at a running switchover.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) use connections::Looks;
 
 /// What the console's orders are about.
 #[derive(Debug, Clone)]
@@ -37,11 +43,41 @@ pub(super) enum Order {
     Explain,
     Abort,
     Show,
+    Drain,
+    Maint,
+    Ready,
+    Weight,
+    CloseSessions,
+    Kill,
+    Reconnect,
+    WaitClose,
+    Disable,
+    Enable,
+    Reload,
 }
 
 impl Order {
     fn needs_operator(self) -> bool {
         self != Self::Show
+    }
+
+    /// Whether it may stand between BEGIN and COMMIT: it changes nothing.
+    pub(super) fn is_look(self) -> bool {
+        matches!(self, Self::Show | Self::Explain)
+    }
+
+    /// What the client is told beside the end of its wait.
+    fn goes_on(self) -> &'static str {
+        match self {
+            Self::Pause => "The routes are paused all the same. RESUME lets their clients go on.",
+            Self::SwitchOver => {
+                "The switchover goes on: SHOW SWITCHOVER shows it, and ABORT SWITCHOVER undoes it, as long as Patroni \
+                 has not been asked."
+            }
+            Self::Reload => "The reload goes on; the router's log has its result.",
+            Self::WaitClose => "Nothing was changed. WAIT_CLOSE waits again.",
+            _ => "",
+        }
     }
 }
 
@@ -51,16 +87,21 @@ pub(super) type Answer = Result<Vec<Row>, ErrorReply>;
 /// Shows the client a sentence while its order is carried out.
 pub(super) trait Notices: Send {
     fn notice(&mut self, text: String) -> BoxFuture<'_, ()>;
+
+    /// The same, with the code of a warning.
+    fn warning(&mut self, code: SqlState, text: String) -> BoxFuture<'_, ()>;
 }
 
 /// The orders of one session.
 #[derive(Debug)]
 pub(super) struct SessionOrders {
     pub(super) about: ConsoleOrders,
+    pub(super) handles: Handles,
     pub(super) is_operator: bool,
     /// For events: the user and the address.
     pub(super) by: String,
-    pub(super) closing: CancellationToken,
+    pub(super) interrupts: Arc<Interrupts>,
+    pub(super) looks: Arc<Looks>,
 }
 
 impl SessionOrders {
@@ -69,7 +110,7 @@ impl SessionOrders {
     pub(super) async fn carry_out(
         &self,
         order: Order,
-        name: Option<&str>,
+        arguments: &Arguments,
         notices: &mut dyn Notices,
     ) -> Answer {
         if order.needs_operator() && !self.is_operator {
@@ -79,174 +120,58 @@ impl SessionOrders {
             )
             .hint("Ask the operator to add the user to console.operators."));
         }
-        let work = async {
-            match order {
-                Order::Pause => self.pause(name, notices).await,
-                Order::Resume => self.resume(name).await,
-                Order::SwitchOver => self.switch_over(name, notices).await,
-                Order::Explain => self.explain(name).await,
-                Order::Abort => self
-                    .about
-                    .holding
-                    .abort_switchover()
-                    .map(|()| Vec::new())
-                    .map_err(not_now),
-                Order::Show => Ok(self.about.holding.switchover().map(row).into_iter().collect()),
+        let route = arguments.value("route");
+        let done = match order {
+            Order::Pause => self.patiently(order, self.pause(route, notices)).await?,
+            Order::Resume => self.resume(route).await?,
+            Order::SwitchOver => {
+                let work = self.switch_over(arguments.value("node"), notices);
+                self.patiently(order, work).await?
             }
+            Order::Explain => {
+                let work = self.explain(arguments.value("node"));
+                self.patiently(order, work).await?
+            }
+            Order::Abort => self.abort()?,
+            Order::Show => self.show(),
+            Order::Drain | Order::Maint | Order::Ready | Order::Weight => {
+                self.change_member(order, arguments, notices).await?
+            }
+            Order::CloseSessions => self.close_sessions(arguments, notices).await?,
+            Order::Kill => self.kill(arguments, notices).await?,
+            Order::Reconnect => self.reconnect(arguments, notices).await?,
+            Order::WaitClose => {
+                let work = self.wait_close(arguments, notices);
+                self.patiently(order, work).await?
+            }
+            Order::Disable | Order::Enable => {
+                let is_disabled = order == Order::Disable;
+                self.disable(route.unwrap_or_default(), is_disabled, notices)
+                    .await?
+            }
+            Order::Reload => self.patiently(order, self.reload(notices)).await?,
         };
-        tokio::select! {
-            answer = work => answer,
-            () = self.closing.cancelled() => Err(ErrorReply::error(
-                SqlState::ADMIN_SHUTDOWN,
-                "this process of the router ends its sessions with the console",
-            )
-            .hint("Connect again, and look at SHOW SWITCHOVER and `trunkline routes`.")),
-        }
+        Ok(done)
     }
 
-    async fn pause(&self, name: Option<&str>, notices: &mut dyn Notices) -> Answer {
-        let routes = match name {
-            Some(name) => vec![self.route(name).ok_or_else(|| self.no_route(name))?],
-            None => self.about.waiting_routes.clone(),
-        };
-        if routes.is_empty() {
-            return Err(not_now("no route has sessions that can wait between transactions").hint(
-                "Give a route pool: {mode: transaction} or resume: tracked. PAUSE with a route's name lets its logins wait.",
-            ));
-        }
-        let request = PauseRequest::default();
-        let reports = join_all(
-            routes
-                .iter()
-                .map(|route| self.about.holding.pause(route, &request, &self.by)),
-        )
-        .await;
-        let mut open = Vec::new();
-        let mut missing = Vec::new();
-        for (route, report) in routes.iter().zip(reports) {
-            let report = report.map_err(not_now)?;
-            self.about.events.emit(OperatorEvent::RoutePaused {
-                route: route.to_string(),
-                by: self.by.clone(),
-            });
-            if report.open > 0 {
-                open.push(format!("{route}: {}", report.open));
-            }
-            missing.extend(report.missing);
-        }
-        if !open.is_empty() {
-            return Err(ErrorReply::error(
-                SqlState::OBJECT_IN_USE,
-                "the clients wait, but transactions are still open",
-            )
-            .detail(open.join(", "))
-            .hint(
-                "`trunkline sessions` shows them. PAUSE again waits for them again, and RESUME ends the pause.",
-            ));
-        }
-        if !missing.is_empty() {
-            return Err(not_everywhere(&missing));
-        }
-        let text =
-            "the clients wait for 5 minutes at most: RESUME lets them go on, and another PAUSE prolongs it";
-        notices.notice(text.to_owned()).await;
-        Ok(Vec::new())
-    }
-
-    async fn resume(&self, name: Option<&str>) -> Answer {
-        let paused = self.about.holding.paused();
-        let routes: Vec<Arc<str>> = match name {
-            // One that is paused and not in the configuration any more counts, too.
-            Some(name) if paused.contains_key(name) => vec![name.into()],
-            Some(name) => vec![self.route(name).ok_or_else(|| self.no_route(name))?],
-            None => paused.keys().map(|route| route.as_str().into()).collect(),
-        };
-        let holding = &self.about.holding;
-        let reports = join_all(routes.iter().map(|route| holding.unpause(route, false))).await;
-        let mut missing = Vec::new();
-        for (route, report) in routes.iter().zip(reports) {
-            let report: PauseReport = report.map_err(not_now)?;
-            if report.was_paused {
-                self.about.events.emit(OperatorEvent::RouteUnpaused {
-                    route: route.to_string(),
-                    by: self.by.clone(),
-                });
-            }
-            missing.extend(report.missing);
-        }
-        if missing.is_empty() {
-            Ok(Vec::new())
-        } else {
-            Err(not_everywhere(&missing))
-        }
-    }
-
-    fn request(&self, to: Option<&str>) -> SwitchoverRequest {
-        SwitchoverRequest {
-            cluster: self.about.cluster.to_string(),
-            to: to.map(str::to_owned),
-            ..SwitchoverRequest::default()
-        }
-    }
-
-    async fn explain(&self, to: Option<&str>) -> Answer {
-        let plan = self.about.holding.plan_switchover(&self.request(to)).await;
-        let plan = plan.map_err(not_now)?;
-        let problems = plan
-            .problems
-            .iter()
-            .map(|problem| format!("not possible now: {problem}"));
-        let lines = plan.to_string();
-        let lines = lines.lines().map(str::to_owned).chain(problems);
-        Ok(lines.map(|line| vec![Value::Text(line)]).collect())
-    }
-
-    async fn switch_over(&self, to: Option<&str>, notices: &mut dyn Notices) -> Answer {
-        let holding = &self.about.holding;
-        let mut request = self.request(to);
-        let plan = holding.plan_switchover(&request).await.map_err(not_now)?;
-        for line in plan.to_string().lines() {
-            notices.notice(line.to_owned()).await;
-        }
-        if !plan.problems.is_empty() {
-            return Err(not_now("a switchover is not possible now").detail(plan.problems.join("\n")));
-        }
-        // What was shown is what is done.
-        request.to = Some(plan.candidate);
-        let plan = holding.switch_over(&request, &self.by).await.map_err(not_now)?;
-        self.about.events.emit(OperatorEvent::SwitchoverBegun {
-            cluster: plan.cluster,
-            leader: plan.leader,
-            candidate: plan.candidate,
-            by: self.by.clone(),
-        });
-        let mut shown = 0;
-        loop {
-            let Some(status) = holding.switchover() else {
-                return Err(not_now("the switchover is not known any more"));
-            };
-            for step in status.steps.iter().skip(shown) {
-                notices.notice(step.clone()).await;
-            }
-            shown = status.steps.len();
-            if status.is_over && status.has_succeeded {
-                return Ok(Vec::new());
-            }
-            if status.is_over {
-                let why = status.steps.last().cloned().unwrap_or_default();
-                return Err(not_now("there was no switchover").detail(why));
-            }
-            sleep(LOOK).await;
+    /// Until the client cancels it or leaves, or the session has to end.
+    async fn patiently<T>(
+        &self,
+        order: Order,
+        work: impl Future<Output = Result<T, ErrorReply>>,
+    ) -> Result<T, ErrorReply> {
+        match self.interrupts.unless(work).await {
+            Ok(done) => done,
+            Err(interrupt) => Err(interrupt.reply(order.goes_on())),
         }
     }
 
     fn no_route(&self, name: &str) -> ErrorReply {
-        let names: Vec<&str> = self.about.routes.iter().map(|route| &**route).collect();
         ErrorReply::error(
             SqlState::UNDEFINED_OBJECT,
             format!("route \"{name}\" does not exist"),
         )
-        .hint(format!("There is: {}.", names.join(", ")))
+        .hint(listed(self.about.routes.iter().map(|route| &**route)))
     }
 
     fn route(&self, name: &str) -> Option<Arc<str>> {
@@ -254,18 +179,34 @@ impl SessionOrders {
     }
 }
 
-fn row(status: SwitchoverStatus) -> Row {
-    let state = match (status.is_over, status.has_succeeded, status.is_committed) {
-        (true, true, _) => "done",
-        (true, false, _) => "failed",
-        (false, _, true) => "committed",
-        (false, _, false) => "prepared",
-    };
-    let mut row: Row = [status.cluster, status.leader, status.candidate, state.to_owned()]
-        .map(Value::Text)
-        .into();
-    row.push(Value::TextArray(status.steps));
-    row
+/// A hint: the names there are.
+fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let text = there_is(names);
+    text[..1].to_uppercase() + &text[1..] + "."
+}
+
+/// Carries something out to its end, whatever becomes of the session.
+async fn whole<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ErrorReply> {
+    tokio::spawn(work).await.map_err(|_| {
+        ErrorReply::error(SqlState::INTERNAL_ERROR, "the order could not be carried out")
+            .hint("The router's log says why.")
+    })
+}
+
+/// `1 session`, `2 sessions`.
+fn counted(count: usize, thing: &str) -> String {
+    match count {
+        1 => format!("1 {thing}"),
+        count => format!("{count} {thing}s"),
+    }
+}
+
+/// A warning for each process that does not follow.
+async fn warn_of(missing: &[String], notices: &mut dyn Notices) {
+    for process in missing {
+        let text = format!("not every process of the router follows: {process}");
+        notices.warning(SqlState::WARNING, text).await;
+    }
 }
 
 fn not_now(why: impl Into<String>) -> ErrorReply {

@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use pgwire::api::ClientPortalStore;
 use pgwire::api::store::PortalStore;
+use pgwire::api::{ClientInfo, ClientPortalStore};
 use pgwire::messages::PgWireFrontendMessage;
 use pgwire::messages::extendedquery::{Bind, Close, Describe, Execute, Flush, Parse, Sync};
+use pgwire::messages::response::TransactionStatus;
 use pgwire::messages::simplequery::Query;
 
 use super::super::sql::MAX_PARAMETERS;
 use super::Wire;
+use super::handler::Dropped;
 use crate::wire::frame::{BodyReader, Frame, FrameError};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -52,7 +54,7 @@ pub(super) enum Change {
     NewPortal(String),
     CloseStatement(String),
     ClosePortal(String),
-    /// As in PostgreSQL, where portals end with their transaction.
+    /// As in PostgreSQL, portals end with their transaction.
     EndPortals,
 }
 
@@ -93,8 +95,33 @@ impl Names {
                 self.portals.remove(&name);
             }
             Change::EndPortals => {
-                wire.portal_store().clear_portals();
-                self.portals.clear();
+                // Those of a block live as long as it.
+                if wire.transaction_status() == TransactionStatus::Idle {
+                    self.end_portals(wire);
+                }
+            }
+        }
+    }
+
+    pub(super) fn has_portals(&self) -> bool {
+        !self.portals.is_empty()
+    }
+
+    pub(super) fn end_portals(&mut self, wire: &Wire) {
+        wire.portal_store().clear_portals();
+        self.portals.clear();
+    }
+
+    pub(super) fn drop_statements(&mut self, dropped: &Dropped, wire: &Wire) {
+        match dropped {
+            Dropped::One(name) => {
+                wire.portal_store().rm_statement(name);
+                self.statements.remove(name);
+            }
+            Dropped::All => {
+                for name in std::mem::take(&mut self.statements) {
+                    wire.portal_store().rm_statement(&name);
+                }
             }
         }
     }

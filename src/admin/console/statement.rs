@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use super::super::relation::Kind;
 use super::super::sql::{OutputColumn, Plan};
+use super::arguments::Arguments;
 use super::catalog::{self, CatalogAnswer};
 use super::command::{self, Command, Effect};
+use super::settings::SessionCommand;
+use super::transaction::TransactionCommand;
 use super::views::{self, View};
 use crate::wire::message::ErrorReply;
 
@@ -14,9 +17,10 @@ use crate::wire::message::ErrorReply;
 pub(super) enum Statement {
     Command {
         command: &'static Command,
-        /// What stands for `<name>`.
-        name: Option<String>,
+        arguments: Arguments,
     },
+    Transaction(TransactionCommand),
+    Session(SessionCommand),
     Query(Arc<Plan>),
     /// One that psql sends on its own.
     Catalog(Arc<CatalogAnswer>),
@@ -34,7 +38,10 @@ impl Statement {
                 return Ok(Some(Self::Catalog(answer)));
             }
             let columns = |name: &str| views::find(name).map(|view: &View| view.columns);
-            return Plan::of(sql, &columns, declared).map(|plan| Some(Self::Query(Arc::new(plan))));
+            let plan = Plan::of(sql, &columns, declared);
+            return plan
+                .map(|plan| Some(Self::Query(Arc::new(plan))))
+                .map_err(|reply| catalog::refusal(sql).unwrap_or(reply));
         }
         command::find(sql)
     }
@@ -44,9 +51,13 @@ impl Statement {
         match self {
             Self::Query(plan) => plan.outputs().to_vec(),
             Self::Catalog(answer) => answer.columns.clone(),
+            Self::Session(SessionCommand::Show { name }) => vec![OutputColumn {
+                name: (*name).to_owned(),
+                kind: Kind::Text,
+            }],
+            Self::Transaction(_) | Self::Session(_) => Vec::new(),
             Self::Command { command, .. } => {
                 let columns = match &command.effect {
-                    Effect::Nothing { .. } => &[],
                     Effect::View(view) => views::find(view).map_or(&[][..], |view| view.columns),
                     Effect::Rows(columns, _) | Effect::Order { columns, .. } => columns,
                 };
@@ -59,11 +70,29 @@ impl Statement {
         }
     }
 
+    /// Whether it is carried out in a block that has failed.
+    pub(super) fn is_exit(&self) -> bool {
+        matches!(self, Self::Transaction(command) if command.is_exit())
+    }
+
+    /// What cannot stand between BEGIN and COMMIT, by its tag.
+    pub(super) fn not_in_block(&self) -> Option<&'static str> {
+        match self {
+            Self::Command { command, .. } => match &command.effect {
+                Effect::Order { order, tag, .. } if !order.is_look() => Some(tag),
+                _ => None,
+            },
+            Self::Session(SessionCommand::DiscardAll) => Some("DISCARD ALL"),
+            _ => None,
+        }
+    }
+
     /// The types of its parameters.
     pub(super) fn parameters(&self) -> &[Kind] {
         match self {
             Self::Query(plan) => plan.parameters(),
-            Self::Command { .. } | Self::Catalog(_) => &[],
+            Self::Catalog(answer) => &answer.parameters,
+            Self::Command { .. } | Self::Transaction(_) | Self::Session(_) => &[],
         }
     }
 }

@@ -11,6 +11,7 @@ use axum::http::{StatusCode, Uri};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
+use super::super::actions::{self, MOST_GRACE};
 use super::super::gather;
 use super::super::handles::{ClusterView, Phase};
 use super::super::operations::{Change, Ending, Gathered, Reconnection};
@@ -21,16 +22,13 @@ use super::guard::{Caller, HasToken};
 use super::holding::held;
 use super::names::{no_cluster, no_member};
 use super::routes::no_route;
-use crate::cluster::snapshot::{AdminState, Member, MemberName, Snapshot};
+use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::config::MOST_WEIGHT;
 use crate::events::OperatorEvent;
 
 /// A request's body.
 const MAX_BODY: usize = 4096;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// For a change to be seen in a snapshot. It is on its way in any case.
-const EFFECT: Duration = Duration::from_secs(1);
-const MOST_GRACE: u64 = 24 * 3600;
 
 type CalledBy = Option<Extension<Caller>>;
 
@@ -51,14 +49,9 @@ pub(super) async fn members(app: &App, uri: &Uri) -> JsonAnswer {
     let all: Vec<MemberView> = snapshot
         .members
         .iter()
-        .map(|member| shown(app, view, &snapshot, member))
+        .map(|member| actions::shown(&app.handles, view, &snapshot, member))
         .collect();
     JsonAnswer::json(StatusCode::OK, &all).without(&missing)
-}
-
-fn shown(app: &App, view: &ClusterView, snapshot: &Snapshot, member: &Member) -> MemberView {
-    let load = app.handles.operations.load_of(&view.name, &member.name);
-    MemberView::new(view, snapshot, member, load)
 }
 
 /// `GET /api/v1/sessions`
@@ -160,13 +153,7 @@ pub(super) async fn reconnect(app: Arc<App>, caller: CalledBy, uri: Uri, body: B
     let Gathered {
         value: connections,
         missing,
-    } = app.handles.operations.reconnect(&which).await;
-    app.handles.events.emit(OperatorEvent::Reconnect {
-        which: which.to_string(),
-        connections,
-        by: shown_caller(caller),
-    });
-    warn_of(&missing, "new server connections of pools");
+    } = actions::reconnect(&app.handles, &which, shown_caller(caller)).await;
     JsonAnswer::json(StatusCode::OK, &json!({"connections": connections})).without(&missing)
 }
 
@@ -243,65 +230,23 @@ async fn change_member(
     name: &MemberName,
     change: Change,
 ) -> JsonAnswer {
-    let mut snapshots = view.snapshot.clone();
-    snapshots.mark_unchanged();
-    let missing = match app.handles.operations.administer(&view.name, name, change).await {
-        Ok(Gathered { missing, .. }) => missing,
+    let changed = actions::change_member(&app.handles, view, name, change, shown_caller(caller)).await;
+    let changed = match changed {
+        Ok(changed) => changed,
         Err(busy) => {
             return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
         }
     };
-    let (cluster, member, by) = (view.name.to_string(), name.to_string(), shown_caller(caller));
-    app.handles.events.emit(match change {
-        Change::Admin(state) => OperatorEvent::AdminStateSet {
-            cluster,
-            member,
-            state: state.to_string(),
-            by,
-        },
-        Change::Weight(Some(weight)) => OperatorEvent::WeightSet {
-            cluster,
-            member,
-            weight,
-            by,
-        },
-        Change::Weight(None) => OperatorEvent::WeightReset { cluster, member, by },
-    });
-    let is_seen = |member: &Member| match change {
-        Change::Admin(state) => member.admin == state,
-        Change::Weight(Some(weight)) => member.weight == weight,
-        Change::Weight(None) => false,
-    };
-    let seen = async {
-        if change == Change::Weight(None) {
-            // This task does not know the new weight, which may be the same as before.
-            let _ = timeout(EFFECT / 5, snapshots.changed()).await;
-            return;
-        }
-        let _ = snapshots
-            .wait_for(|snapshot| snapshot.member(name).is_none_or(is_seen))
-            .await;
-    };
-    let in_time = timeout(EFFECT, seen).await.is_ok();
-    let snapshot = view.snapshot.borrow().clone();
-    let status = if in_time {
+    let status = if changed.in_time {
         StatusCode::OK
     } else {
         StatusCode::ACCEPTED
     };
-    let answer = match snapshot.member(name) {
-        Some(member) => JsonAnswer::json(status, &shown(app, view, &snapshot, member)),
+    let answer = match changed.member {
+        Some(member) => JsonAnswer::json(status, &member),
         None => JsonAnswer::json(status, &json!({"name": name.as_str(), "cluster": &*view.name})),
     };
-    warn_of(&missing, "a member's state");
-    answer.without(&missing)
-}
-
-/// An operator's order that did not reach every process.
-fn warn_of(missing: &[String], what: &str) {
-    for process in missing {
-        tracing::warn!(what, "another process of this router was not reached: {process}");
-    }
+    answer.without(&changed.missing)
 }
 
 async fn close_sessions(
@@ -315,19 +260,11 @@ async fn close_sessions(
         Ok(ending) => ending,
         Err(answer) => return answer,
     };
-    let operations = &app.handles.operations;
+    let by = shown_caller(caller);
     let Gathered {
         value: sessions,
         missing,
-    } = operations.end_sessions_on(&view.name, name, ending).await;
-    app.handles.events.emit(OperatorEvent::SessionsEnded {
-        cluster: view.name.to_string(),
-        member: name.to_string(),
-        sessions,
-        how: how(ending),
-        by: shown_caller(caller),
-    });
-    warn_of(&missing, "the end of the sessions on a member");
+    } = actions::close_sessions(&app.handles, &view.name, name, ending, by).await;
     JsonAnswer::json(StatusCode::OK, &json!({"sessions": sessions})).without(&missing)
 }
 
@@ -351,7 +288,7 @@ pub(super) async fn kill(
         value: found,
         missing,
     } = match id {
-        Some(id) => app.handles.operations.end_session(id, ending).await,
+        Some(id) => actions::kill(&app.handles, id, ending, shown_caller(caller)).await,
         None => Gathered::whole(None),
     };
     let Some(session) = found else {
@@ -369,14 +306,6 @@ pub(super) async fn kill(
             "`trunkline sessions` (GET /api/v1/sessions) shows the numbers",
         );
     };
-    app.handles.events.emit(OperatorEvent::SessionEnded {
-        session: session.id,
-        client: session.client.clone(),
-        user: session.user.clone(),
-        member: session.member.clone(),
-        how: how(ending),
-        by: shown_caller(caller),
-    });
     JsonAnswer::json(StatusCode::OK, &session)
 }
 
@@ -460,24 +389,10 @@ pub(super) fn forget_identity(
 
 /// `POST /api/v1/reload`
 pub(super) async fn reload(app: Arc<App>, caller: CalledBy) -> JsonAnswer {
-    let by = shown_caller(caller);
-    app.handles.events.emit(OperatorEvent::ReloadAsked { by });
-    match app.handles.operations.reload().await {
-        Ok(answer) if answer.applied => JsonAnswer::json(StatusCode::OK, &answer),
-        Ok(answer) => JsonAnswer::json(StatusCode::UNPROCESSABLE_ENTITY, &answer),
-        Err(_ending) => {
-            JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, "the router is shutting down", "")
-        }
-    }
-}
-
-fn how(ending: Ending) -> String {
-    match ending {
-        Ending::Now => "now".to_owned(),
-        Ending::AtBoundary { grace: None } => "at the next transaction end".to_owned(),
-        Ending::AtBoundary { grace: Some(grace) } => {
-            format!("at the next transaction end, after {} s anyway", grace.as_secs())
-        }
+    match actions::reload(&app.handles, shown_caller(caller)).await {
+        Some(answer) if answer.applied => JsonAnswer::json(StatusCode::OK, &answer),
+        Some(answer) => JsonAnswer::json(StatusCode::UNPROCESSABLE_ENTITY, &answer),
+        None => JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, "the router is shutting down", ""),
     }
 }
 

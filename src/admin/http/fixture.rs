@@ -441,14 +441,14 @@ impl HoldOperations for NothingHeld {
 
 /// No sessions; keeps what it was told.
 #[derive(Debug, Default)]
-pub(super) struct Nothing {
-    pub(super) told: Mutex<Vec<String>>,
-    pub(super) session: Option<SessionView>,
-    pub(super) pool: Option<PoolView>,
+pub(in crate::admin) struct Nothing {
+    pub(in crate::admin) told: Mutex<Vec<String>>,
+    pub(in crate::admin) session: Option<SessionView>,
+    pub(in crate::admin) pool: Option<PoolView>,
     /// Why a reload is refused; `None`: the process is ending.
-    pub(super) faults: Option<Vec<String>>,
+    pub(in crate::admin) faults: Option<Vec<String>>,
     /// Processes that do not answer.
-    pub(super) missing: Vec<String>,
+    pub(in crate::admin) missing: Vec<String>,
 }
 
 impl Nothing {

@@ -2,6 +2,7 @@
 
 use axum::http::{StatusCode, Uri};
 
+use super::super::actions::there_is;
 use super::super::handles::ClusterView;
 use super::answer::JsonAnswer;
 use super::api::find;
@@ -24,23 +25,6 @@ pub(super) fn no_cluster(app: &App, name: &str) -> JsonAnswer {
         &format!("there is no cluster {name}"),
         &there_is(names),
     )
-}
-
-/// The longest list of names.
-const MOST_NAMES: usize = 20;
-
-/// Completes "there is no cluster x": the names there are.
-pub(super) fn there_is<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    let names: Vec<&str> = names.collect();
-    match names.len() {
-        0 => "there is none".to_owned(),
-        1..=MOST_NAMES => format!("there is: {}", names.join(", ")),
-        count => format!(
-            "there is: {} and {} more",
-            names[..MOST_NAMES].join(", "),
-            count - MOST_NAMES
-        ),
-    }
 }
 
 pub(super) fn no_member(app: &App, view: &ClusterView, name: &MemberName) -> JsonAnswer {

@@ -5,16 +5,15 @@ use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::{StatusCode, Uri};
 
+use super::super::actions::{self, RouteRefusal, there_is};
 use super::super::gather;
 use super::super::handles::ClusterView;
-use super::super::views::RouteView;
+use super::super::operations::Gathered;
 use super::answer::JsonAnswer;
 use super::api::shown_caller;
 use super::app::{App, Params};
 use super::guard::{Caller, HasToken};
 use super::holding::held;
-use super::names::there_is;
-use crate::events::OperatorEvent;
 
 /// `GET /api/v1/routes`
 pub(super) async fn routes(app: &App, token: Option<Extension<HasToken>>, uri: &Uri) -> JsonAnswer {
@@ -75,26 +74,11 @@ pub(super) async fn administer(
             );
         }
     };
-    let handles = &app.handles;
-    let mut known = handles.clusters.iter().flat_map(ClusterView::routes);
-    if !known.any(|route| *route.name == *name) && !handles.disabled_routes.has(&name) {
-        return no_route(app, &name);
+    match actions::disable_route(&app.handles, &name, is_disabled, shown_caller(caller)).await {
+        Ok(Gathered { value, missing }) => JsonAnswer::json(StatusCode::OK, &value).without(&missing),
+        Err(RouteRefusal::Unknown) => no_route(app, &name),
+        Err(RouteRefusal::Busy(busy)) => {
+            JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "")
+        }
     }
-    if let Err(busy) = handles.operations.disable_route(&name, is_disabled) {
-        return JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string(), "");
-    }
-    let (route, by) = (name.clone(), shown_caller(caller));
-    handles.events.emit(if is_disabled {
-        OperatorEvent::RouteDisabled { route, by }
-    } else {
-        OperatorEvent::RouteEnabled { route, by }
-    });
-    let missing = handles.operations.refresh().await;
-    let route = gather::routes(handles, &held(app, Some(Extension(HasToken(true)))))
-        .into_iter()
-        .find(|route| route.name == name);
-    // Enabled now, and no listener has it.
-    let route =
-        route.unwrap_or_else(|| RouteView::absent(&name, false, handles.operations.sessions_of(&name)));
-    JsonAnswer::json(StatusCode::OK, &route).without(&missing)
 }

@@ -29,6 +29,8 @@ pub(super) enum Scalar {
     CurrentUser,
     CurrentSchema,
     InRecovery,
+    /// Of advisory locks, of which there are none.
+    UnlockAll,
 }
 
 /// Which types a function takes.
@@ -67,6 +69,7 @@ impl Scalar {
             "current_user" | "session_user" | "user" => Self::CurrentUser,
             "current_schema" => Self::CurrentSchema,
             "pg_is_in_recovery" => Self::InRecovery,
+            "pg_advisory_unlock_all" => Self::UnlockAll,
             _ => return None,
         })
     }
@@ -84,7 +87,8 @@ impl Scalar {
             | Self::CurrentDatabase
             | Self::CurrentUser
             | Self::CurrentSchema
-            | Self::InRecovery => Takes::Nothing,
+            | Self::InRecovery
+            | Self::UnlockAll => Takes::Nothing,
         }
     }
 
@@ -96,7 +100,8 @@ impl Scalar {
             | Self::Version
             | Self::CurrentDatabase
             | Self::CurrentUser
-            | Self::CurrentSchema => Kind::Text,
+            | Self::CurrentSchema
+            | Self::UnlockAll => Kind::Text,
             Self::Length | Self::Cardinality => Kind::Int4,
             Self::Coalesce | Self::Absolute => argument.unwrap_or(Kind::Text),
             Self::Floor | Self::Ceiling | Self::Round | Self::Epoch => Kind::Float8,
@@ -115,6 +120,7 @@ impl Scalar {
             Self::CurrentUser => return Ok(Value::text(&*session.user)),
             Self::CurrentSchema => return Ok(Value::text("public")),
             Self::InRecovery => return Ok(Value::Bool(false)),
+            Self::UnlockAll => return Ok(Value::text("")),
             Self::Coalesce => return Ok(arguments.find(|value| !value.is_null()).unwrap_or(Value::Null)),
             _ => {}
         }

@@ -29,7 +29,7 @@ pub(super) use planner::MAX_PARAMETERS;
 pub(super) type Catalog<'a> = &'a dyn Fn(&str) -> Option<&'static [Column]>;
 
 /// What functions say of the session.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Session {
     pub(super) user: String,
     pub(super) database: String,

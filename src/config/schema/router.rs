@@ -189,7 +189,7 @@ pub(super) static CONSOLE: Keys = Keys(&[
         USERS,
         Nothing,
         "Those of `users` that may also give [orders](operations.md#orders-at-the-console): `PAUSE`, \
-         `RESUME`, `SWITCHOVER`.",
+         `SWITCHOVER`, `DRAIN`, `KILL`, `RELOAD` and others.",
     ),
     Key::new(
         "database",

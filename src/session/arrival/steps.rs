@@ -29,7 +29,7 @@ use crate::wire::message::ErrorReply;
 use crate::wire::proxy::ProxiedTls;
 use crate::wire::settings;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{Replication, StartupPacket};
+use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 
 /// A connection just accepted. Next: [`Identified`].
 #[derive(Debug)]
@@ -334,7 +334,7 @@ impl Named {
             admitted,
         };
         let Some(login) = login else {
-            return Some(LoggedIn::Console(client));
+            return Some(LoggedIn::Console(client, self.packet.served()));
         };
         let (client, share) = client.share(shared).await?;
         Some(LoggedIn::Session(SessionRequest {
@@ -396,7 +396,7 @@ pub(in crate::session) enum LoggedIn {
     /// Next: a server.
     Session(SessionRequest),
     /// Next: the console.
-    Console(WelcomedClient),
+    Console(WelcomedClient, ProtocolVersion),
 }
 
 /// An authenticated client that has not been sent AuthenticationOk yet.

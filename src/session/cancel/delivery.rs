@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::super::Shared;
 use super::super::arrival::admission::AdmissionPlace;
-use super::super::registry::SessionEntry;
+use super::super::registry::{ConsoleSession, SessionEntry};
 use super::super::sample::{SampleDecision, Sampler};
 use super::lanes::Lanes;
 use super::outcome::{CancelOutcome, CutOutcome};
@@ -156,9 +156,27 @@ async fn pass_unread_to(shared: &Shared, server: &(String, u16), tls: &TlsClient
     sent.is_ok()
 }
 
+/// The session of this process that a request is for.
+#[derive(Debug)]
+pub(super) enum Found {
+    Session(Arc<SessionEntry>),
+    Console(Arc<ConsoleSession>),
+}
+
 /// The session of this process that the request is for.
-pub(super) fn find(shared: &Shared, request: &CancelRequest) -> Option<Arc<SessionEntry>> {
-    shared.registry.find(request.process_id, &request.key)
+pub(super) fn find(shared: &Shared, request: &CancelRequest) -> Option<Found> {
+    let (registry, process_id, key) = (&shared.registry, request.process_id, &request.key);
+    let session = registry.find(process_id, key).map(Found::Session);
+    session.or_else(|| registry.find_console(process_id, key).map(Found::Console))
+}
+
+/// As [`deliver`].
+pub(super) async fn deliver_to(shared: &Shared, found: &Found) -> CancelOutcome {
+    match found {
+        Found::Session(entry) => deliver(shared, entry).await,
+        Found::Console(session) if session.cancel() => CancelOutcome::Forwarded,
+        Found::Console(_) => CancelOutcome::Idle,
+    }
 }
 
 /// Cancels what the session runs now, when its turn comes, and nothing that it runs later.

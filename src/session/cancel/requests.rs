@@ -85,7 +85,7 @@ async fn ask_peers(
 /// `None`: no session of this process has that key.
 async fn local(shared: &Shared, request: &CancelRequest) -> Option<CancelOutcome> {
     let session = delivery::find(shared, request)?;
-    Some(delivery::deliver(shared, &session).await)
+    Some(delivery::deliver_to(shared, &session).await)
 }
 
 /// Another process of this router asks. `None`: no session of this process has that key; otherwise
@@ -97,7 +97,7 @@ pub fn for_generation(
     let session = delivery::find(shared, request)?;
     let shared = Arc::clone(shared);
     let delivering = async move {
-        let outcome = delivery::deliver(&shared, &session).await;
+        let outcome = delivery::deliver_to(&shared, &session).await;
         shared.metrics.cancel(outcome);
         match outcome {
             CancelOutcome::Dropped => CancelAnswer::Busy,

@@ -38,9 +38,6 @@ pub(in crate::session) struct PooledConnection<S: SessionStream = ServerStream> 
     pub(super) expires: Instant,
     /// When it was opened, came back from its last session, or was given to the one that has it.
     pub(super) since: Instant,
-    /// That of its member when it was opened: an older one is closed instead of being used again
-    /// (`reconnect`).
-    pub(super) generation: u64,
     /// The worker whose reactor drives it.
     pub(super) worker: WorkerId,
     /// Sessions that have had it.

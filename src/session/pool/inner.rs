@@ -279,13 +279,13 @@ impl<S: SessionStream> Inner<S> {
         Some(OpenPermit {
             candidate: candidate.clone(),
             key: Arc::clone(key),
-            generation: member.generation,
             seat: Some(seat),
             permit: Permit {
                 pool: Arc::clone(pool),
                 member: candidate.member.clone(),
                 is_opening: true,
                 pins: Pins::NONE,
+                generation: member.generation,
             },
         })
     }
@@ -312,10 +312,13 @@ impl<S: SessionStream> Inner<S> {
         permit.is_opening = true;
         let member = self.member_mut(&candidate.member);
         member.opening += 1;
+        if permit.generation < member.generation {
+            member.outdated = member.outdated.saturating_sub(1);
+            permit.generation = member.generation;
+        }
         OpenPermit {
             candidate: candidate.clone(),
             key: Arc::clone(key),
-            generation: member.generation,
             seat: Some(seat),
             permit,
         }
@@ -329,7 +332,7 @@ impl<S: SessionStream> Inner<S> {
             || placement.verdict(&self.fit.snapshot) != SessionVerdict::Stay;
         if is_unfit {
             Some(CloseReason::Unfit)
-        } else if connection.generation < member.generation {
+        } else if connection.permit.generation < member.generation {
             Some(CloseReason::Reconnect)
         } else if connection.expires <= now {
             Some(CloseReason::Lifetime)

@@ -113,6 +113,8 @@ pub(super) struct Member<S: SessionStream> {
     /// All: idle, leased and opening ones.
     pub(super) total: usize,
     pub(super) opening: usize,
+    /// Of an older generation, all together.
+    pub(super) outdated: usize,
     pub(super) idle: Idle<S>,
     pub(super) pinned: PinCounts,
     /// `None` once another connection was opened.
@@ -126,6 +128,7 @@ impl<S: SessionStream> Member<S> {
             generation: 0,
             total: 0,
             opening: 0,
+            outdated: 0,
             idle: Idle::default(),
             pinned: PinCounts::default(),
             full: None,

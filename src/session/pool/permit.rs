@@ -25,6 +25,8 @@ pub(in crate::session) struct Permit<S: SessionStream = ServerStream> {
     pub(super) is_opening: bool,
     /// Why its session keeps it, as counted at its member.
     pub(super) pins: Pins,
+    /// That of its member when its connection began to be opened.
+    pub(super) generation: u64,
 }
 
 impl<S: SessionStream> Permit<S> {
@@ -44,6 +46,9 @@ impl<S: SessionStream> Drop for Permit<S> {
             let member = inner.member_mut(&self.member);
             member.pinned.change(self.pins, Pins::NONE);
             member.total = member.total.saturating_sub(1);
+            if self.generation < member.generation {
+                member.outdated = member.outdated.saturating_sub(1);
+            }
             if self.is_opening {
                 member.opening = member.opening.saturating_sub(1);
             }
@@ -58,8 +63,6 @@ impl<S: SessionStream> Drop for Permit<S> {
 pub(in crate::session) struct OpenPermit<S: SessionStream = ServerStream> {
     pub(in crate::session) candidate: Candidate,
     pub(super) key: Arc<ConnectionKey>,
-    /// The member's when it was granted.
-    pub(super) generation: u64,
     // In this order: the next session finds both places free.
     /// `None` once it is taken.
     pub(super) seat: Option<Seat>,
@@ -88,12 +91,7 @@ impl<S: SessionStream> OpenPermit<S> {
         reported: LoginParameters,
         state: ConnectionState,
     ) -> Box<PooledConnection<S>> {
-        let Self {
-            key,
-            generation,
-            mut permit,
-            ..
-        } = self;
+        let Self { key, mut permit, .. } = self;
         let now = Instant::now();
         permit.is_opening = false;
         let pool = Arc::clone(&permit.pool);
@@ -112,7 +110,6 @@ impl<S: SessionStream> OpenPermit<S> {
             login_parameters,
             expires,
             since: now,
-            generation,
             worker,
             leases: 1,
             state,

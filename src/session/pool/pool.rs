@@ -506,6 +506,7 @@ impl<S: SessionStream> Pool<S> {
             let mut count = 0;
             for member in members.filter(|known| member.is_none_or(|name| known.name == *name)) {
                 member.generation += 1;
+                member.outdated = member.total;
                 count += member.total;
                 work.close_all(CloseReason::Reconnect, member.idle.take_if(|_| true));
             }
@@ -571,6 +572,7 @@ fn view<S: SessionStream>(member: &Member<S>, now: Instant, lists_idle: bool) ->
         idle: member.idle.len(),
         leased: member.busy() - member.opening,
         opening: member.opening,
+        outdated: member.outdated,
         pinned: member.pinned,
     }
 }

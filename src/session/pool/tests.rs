@@ -452,11 +452,23 @@ async fn reconnecting_closes_idle_connections_now_and_leased_ones_at_their_relea
     assert_eq!(scene.pools.reconnect(Reconnect::Route("other")), 0);
     assert_eq!(scene.pools.reconnect(which("main")), 3);
     assert_eq!(scene.counts("db1"), [0, 1, 1]);
+    let outdated = || {
+        scene
+            .pool
+            .view()
+            .members
+            .iter()
+            .map(|on| on.outdated)
+            .sum::<usize>()
+    };
+    assert_eq!(outdated(), 2);
     scene.pool.release(leased);
+    assert_eq!(outdated(), 1);
     scene.pool.release(scene.open(opening, NEAR));
     assert_eq!(scene.counts("db1"), [0, 0, 0]);
     scene.pool.release(scene.opens("UTC", NEAR));
     assert_eq!(scene.counts("db1"), [1, 0, 0], "it is a new one");
+    assert_eq!(outdated(), 0);
     assert_eq!(scene.pools.reconnect(Reconnect::Route("rw")), 1);
     scene.pool.release(scene.opens("UTC", NEAR));
     assert_eq!(scene.pools.reconnect(Reconnect::All), 1);

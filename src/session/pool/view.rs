@@ -29,6 +29,8 @@ pub struct PoolMemberView {
     pub idle: usize,
     pub leased: usize,
     pub opening: usize,
+    /// Of all: they are closed instead of being used again, as an operator has ordered.
+    pub outdated: usize,
     /// Of the leased ones: sessions keep them between transactions.
     pub pinned: PinCounts,
     /// The idle ones, if they were asked for.

@@ -201,7 +201,7 @@ impl Answerer {
                     self.ready.push(known(Fate::Found));
                     self.under_way += 1;
                     self.shared.tasks.spawn(async move {
-                        let outcome = delivery::deliver(&shared, &session).await;
+                        let outcome = delivery::deliver_to(&shared, &session).await;
                         shared.metrics.cancel(outcome);
                         let _ = tell.send(known(Fate::Done)).await;
                     });
