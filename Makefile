@@ -1,11 +1,14 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo book test test-compose test-systemd test-deb test-drivers test-bouncer test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist deb sbom fmt lint deny reference check-docs install-test clean
+.PHONY: help demo book ui test test-compose test-systemd test-deb test-drivers test-bouncer test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist deb sbom fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 demo: ## a Patroni cluster and three routers on this machine, until Ctrl-C
 	@scripts/demo run
+
+ui: ## the page of the HTTP port, from ui/ into the sources of the router
+	@scripts/ui
 
 build: ## the release binary
 	cargo build --release --locked

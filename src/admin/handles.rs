@@ -8,6 +8,7 @@ use arc_swap::ArcSwapOption;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use super::history::History;
 use super::holding::HoldOperations;
 use super::inventory::Inventory;
 use super::metrics::Metrics;
@@ -39,6 +40,10 @@ pub struct Handles {
     /// Registered in `registry`.
     pub metrics: Metrics,
     pub events: Events,
+    /// The thread of HTTP adds the points.
+    pub history: History,
+    /// `/ui` is there.
+    pub has_page: bool,
 }
 
 /// The rules of authentication as rows: those in use at the moment of the call.

@@ -14,10 +14,15 @@ pub(super) mod fixture;
 pub(crate) mod fuzzing;
 mod guard;
 mod hba;
+mod history_api;
 mod holding;
 mod inventory;
+mod live_api;
+#[cfg(test)]
+mod live_tests;
 mod names;
 mod node;
+mod page;
 mod patroni;
 mod router;
 mod routes;
@@ -41,6 +46,8 @@ use tokio_util::task::TaskTracker;
 pub(super) use self::serve::MOST_CONNECTIONS;
 use self::serve::{HttpLimits, Settings};
 use super::handles::Handles;
+use super::history;
+use super::live;
 use crate::config::{self, AgentSubject, BindAddress};
 use crate::listen::{self, BindError, Bound, Handle, Inheritance, Inherited};
 
@@ -63,7 +70,7 @@ pub struct AdminThread {
     /// The port that answers HAProxy's agent check.
     agent: Option<Handle>,
     shutdown: CancellationToken,
-    /// Ends the agent check before the rest ends.
+    /// Ends the agent check, the history and what is live before the rest ends.
     leaving: CancellationToken,
     thread: thread::JoinHandle<()>,
     runtime: runtime::Handle,
@@ -290,6 +297,7 @@ fn prepare_with(
         settings: Settings {
             tls: Arc::new(ArcSwapOption::new(tls)),
             proxies: Arc::new(ArcSwapOption::new(config.proxy_protocol.clone().map(Arc::new))),
+            live: live::Live::default(),
         },
         limits,
     };
@@ -313,6 +321,14 @@ impl Prepared {
             agent,
         } = self;
         thread.answer(bound);
+        let sampling = history::sample(thread.handles.subscribe(), thread.leaving.clone());
+        thread.tasks.spawn_on(sampling, &thread.runtime);
+        let publishing = live::publish(
+            thread.settings.live.clone(),
+            thread.handles.subscribe(),
+            thread.leaving.clone(),
+        );
+        thread.tasks.spawn_on(publishing, &thread.runtime);
         if let Some((subject, bound)) = agent {
             thread.answer_agent(subject, bound);
         }

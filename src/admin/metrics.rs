@@ -42,6 +42,7 @@ labels! {
         Api = "api",
         Patroni = "patroni",
         Metrics = "metrics",
+        Ui = "ui",
         UpdateClusters = "update_clusters",
         Other = "other",
     }

@@ -14,9 +14,11 @@ mod exposition;
 pub mod fit_metric;
 mod gather;
 mod handles;
+mod history;
 mod holding;
 mod http;
 mod inventory;
+mod live;
 mod local;
 pub mod log;
 mod member_checks;
@@ -32,6 +34,7 @@ mod write_timeout;
 pub(crate) use console::fuzzing as console_fuzzing;
 pub use console::{Console, ConsoleOrders};
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
+pub use history::History;
 pub use holding::{
     HoldOperations, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
     SwitchoverRequest, SwitchoverStatus,

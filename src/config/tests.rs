@@ -97,7 +97,8 @@ listeners:
   - {name: two, address: "[::1]:7001", route: r, tls: off}
   - {name: three, address: /run/trunkline/.s.PGSQL.7001, socket_mode: "0750", route: r}
 http: {address: ["127.0.0.1:7003", "127.0.0.2:7003"], tls: {cert_file: s.crt, key_file: s.key},
-       agent_check: {address: "127.0.0.1:7004", about: local_member}, proxy_protocol: {trusted: [192.0.2.2]}}
+       agent_check: {address: "127.0.0.1:7004", about: local_member}, proxy_protocol: {trusted: [192.0.2.2]},
+       ui: false}
 console: {users: [admin, b], operators: [b], database: router, cluster: other}
 limits: {max_clients: 12, max_pending_logins: 13, per_user: 14, per_database: 15, per_address: 16,
          connection_rate: 17/s}

@@ -177,6 +177,11 @@ impl Events {
         ring.kept.range(from..).cloned().collect()
     }
 
+    /// The number of the newest event; 0 before the first one.
+    pub fn newest(&self) -> u64 {
+        self.ring().number
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,6 +7,7 @@
 //! own operators change the state of the serving process: it refuses to have a member's state set
 //! by another process.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -209,7 +210,11 @@ impl Local {
     }
 
     fn totals(&self) -> Totals {
-        let traffic = self.shared.registry.traffic();
+        let routes = self.shared.registry.traffic_by_route();
+        let routes: HashMap<String, Moved> = routes
+            .into_iter()
+            .map(|(route, moved)| (route.to_string(), moved.into()))
+            .collect();
         let members = self.shared.occupancy.loads().into_iter();
         Totals {
             sessions: self
@@ -234,11 +239,8 @@ impl Local {
                     }
                 })
                 .collect(),
-            moved: Moved {
-                bytes_up: traffic.bytes_up,
-                bytes_down: traffic.bytes_down,
-                transactions: traffic.transactions,
-            },
+            moved: self.shared.registry.traffic().into(),
+            routes,
             held: self.shared.occupancy.held_clients(),
         }
     }

@@ -202,6 +202,7 @@ impl Service {
         self.shared.pools.reconfigure(&routes);
         self.handles.clusters = views(new, &self.clusters, &self.shared.occupancy);
         self.handles.token.store(new.http.token.clone().map(Arc::new));
+        self.handles.has_page = new.http.ui;
         self.metric_views.store(Arc::new(self.handles.clusters.clone()));
         // It shows the new clusters.
         self.shared.console.store(console_access(new, &self.handles));

@@ -221,6 +221,8 @@ impl Sockets {
             registry: Arc::new(metrics),
             metrics: admin_metrics,
             events: self.events,
+            history: admin::History::default(),
+            has_page: self.config.http.ui,
         };
         hold_events::emit(&parts.shared.occupancy, handles.events.clone());
         let console = service::console_access(&self.config, &handles);

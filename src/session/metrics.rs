@@ -1,6 +1,6 @@
 //! Metrics of sessions and logins.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
@@ -17,7 +17,7 @@ use super::cancel::{CancelOutcome, CutOutcome};
 use super::end::{End, EndLabel};
 use super::gauges::{GaugeGuard, RouteLabel};
 use super::generations::Generations;
-use super::generations::totals::ProcessCollector;
+use super::generations::totals::{Moved, ProcessCollector};
 use super::pool::metrics::PoolMetrics;
 use super::{gate, registry};
 use crate::auth::login_throttle::By;
@@ -395,28 +395,50 @@ struct TrafficCollector(Arc<registry::Registry>, Arc<Generations>);
 
 impl Collector for TrafficCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let traffic = self.0.traffic();
-        let others = self.1.totals().moved();
+        let moved = Moved::from(self.0.traffic()).and(self.1.totals().moved());
         let counters = [
             (
                 "client_bytes_received",
                 "Bytes forwarded from clients to servers",
-                traffic.bytes_up + others.bytes_up,
+                moved.bytes_up,
             ),
             (
                 "client_bytes_sent",
                 "Bytes forwarded from servers to clients",
-                traffic.bytes_down + others.bytes_down,
+                moved.bytes_down,
             ),
-            (
-                "transactions",
-                "Transactions that ended",
-                traffic.transactions + others.transactions,
-            ),
+            ("transactions", "Transactions that ended", moved.transactions),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let mut routes: BTreeMap<String, Moved> = BTreeMap::new();
+        for (route, traffic) in self.0.traffic_by_route() {
+            routes.insert(route.to_string(), traffic.into());
+        }
+        for (route, others) in self.1.totals().moved_by_route() {
+            let of = routes.entry(route).or_default();
+            *of = of.and(others);
+        }
+        let counters = [
+            (
+                "route_bytes_received",
+                "Bytes forwarded from clients of a route to servers",
+            ),
+            (
+                "route_bytes_sent",
+                "Bytes forwarded from servers to clients of a route",
+            ),
+            ("route_transactions", "Transactions of a route that ended"),
+        ];
+        for (index, (name, help)) in counters.into_iter().enumerate() {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (route, moved) in &routes {
+                let labels = [("route", route.as_str())];
+                let value = [moved.bytes_up, moved.bytes_down, moved.transactions][index];
+                ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

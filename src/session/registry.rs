@@ -10,7 +10,7 @@ mod consoles;
 mod entry;
 mod mailbox;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -49,8 +49,8 @@ struct Inner {
     /// By the process id in the client's cancel key. It is the server's process id, so several
     /// sessions may have the same one.
     by_process_id: HashMap<u32, Vec<Arc<SessionEntry>>>,
-    /// The traffic of sessions that are over.
-    past: Traffic,
+    /// The traffic of sessions that are over, by route. A route that a listener has had stays.
+    past: HashMap<Arc<str>, Traffic>,
 }
 
 /// What a session has transferred.
@@ -278,12 +278,27 @@ impl Registry {
 
     /// The traffic of all sessions since the start, past and present.
     pub fn traffic(&self) -> Traffic {
-        let inner = self.lock();
-        let mut sum = inner.past;
-        for entry in inner.clusters.values().flat_map(HashMap::values) {
-            sum.add(entry.traffic());
+        let mut sum = Traffic::default();
+        for traffic in self.traffic_by_route().into_values() {
+            sum.add(traffic);
         }
         sum
+    }
+
+    /// As [`Self::traffic`], by route.
+    pub fn traffic_by_route(&self) -> BTreeMap<Arc<str>, Traffic> {
+        let inner = self.lock();
+        let past = inner.past.iter();
+        let mut all: BTreeMap<Arc<str>, Traffic> =
+            past.map(|(route, past)| (Arc::clone(route), *past)).collect();
+        for entry in inner.clusters.values().flat_map(HashMap::values) {
+            let of = match all.get_mut(&entry.origin.route) {
+                Some(of) => of,
+                None => all.entry(Arc::clone(&entry.origin.route)).or_default(),
+            };
+            of.add(entry.traffic());
+        }
+        all
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -310,7 +325,10 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let origin = &self.entry.origin;
         let mut inner = self.registry.lock();
-        inner.past.add(self.entry.traffic());
+        match inner.past.get_mut(&origin.route) {
+            Some(past) => past.add(self.entry.traffic()),
+            None => drop(inner.past.insert(Arc::clone(&origin.route), self.entry.traffic())),
+        }
         if let Some(sessions) = inner.clusters.get_mut(&origin.cluster) {
             sessions.remove(&self.entry.id);
             if sessions.is_empty() {
@@ -608,5 +626,10 @@ mod tests {
         assert_eq!(registry.traffic(), expected);
         drop(present);
         assert_eq!(registry.traffic(), expected);
+        let by_route = registry.traffic_by_route();
+        assert_eq!(
+            by_route.into_iter().collect::<Vec<_>>(),
+            [("read-write".into(), expected)]
+        );
     }
 }

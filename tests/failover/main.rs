@@ -27,6 +27,7 @@ mod keepalived;
 mod lag;
 mod netns;
 mod orders;
+mod page;
 mod patroni_proxy;
 mod pooled;
 mod probes;

@@ -263,6 +263,14 @@ fn limits_log_http_console_and_what_needs_a_restart() {
     subject.takes(usual);
     assert!(!shown().status.success());
 
+    let page = || router.http("/ui").unwrap().0;
+    assert_eq!(page(), 200);
+    let without = usual.replace(":6434\", ", ":6434\", ui: false, ");
+    assert!(subject.takes(&without).contains("changed: http"));
+    assert_eq!(page(), 404);
+    subject.takes(usual);
+    assert_eq!(page(), 200);
+
     let other = usual.replace(":6434\"", ":6435\"");
     subject.takes(&other);
     eventually("HTTP has moved", SOON, || {

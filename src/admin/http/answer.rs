@@ -16,6 +16,8 @@ pub(super) const REASON: HeaderName = HeaderName::from_static("x-trunkline-reaso
 pub(super) const ROUTER: HeaderName = HeaderName::from_static("x-trunkline-router");
 /// Processes of this router that did not answer: the answer is without them.
 pub(super) const INCOMPLETE: HeaderName = HeaderName::from_static("x-trunkline-incomplete");
+/// How many there are, where an answer may have fewer.
+pub(super) const TOTAL: HeaderName = HeaderName::from_static("x-trunkline-total");
 /// The member the answer is about.
 pub(super) const MEMBER: HeaderName = HeaderName::from_static("x-trunkline-member");
 
@@ -68,6 +70,15 @@ impl JsonAnswer {
             member: None,
             incomplete: None,
             challenge: false,
+        }
+    }
+
+    /// JSON that is written already.
+    pub(super) fn written(json: String) -> Self {
+        Self {
+            content_type: JSON,
+            body: json.into(),
+            ..Self::text(StatusCode::OK, "")
         }
     }
 

@@ -7,7 +7,8 @@ use axum::Extension;
 use axum::body::{Body, to_bytes};
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderValue, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
@@ -15,8 +16,8 @@ use super::super::actions::{self, MOST_GRACE};
 use super::super::gather;
 use super::super::handles::{ClusterView, Phase};
 use super::super::operations::{Change, Ending, Gathered, Reconnection};
-use super::super::views::{ClusterSummary, EventView, MemberView, RouterView};
-use super::answer::JsonAnswer;
+use super::super::views::{ClusterSummary, EventView, MemberView, RouterView, SessionView};
+use super::answer::{JsonAnswer, TOTAL};
 use super::app::{App, Params};
 use super::guard::{Caller, HasToken};
 use super::holding::held;
@@ -55,7 +56,7 @@ pub(super) async fn members(app: &App, uri: &Uri) -> JsonAnswer {
 }
 
 /// `GET /api/v1/sessions`
-pub(super) async fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
+pub(super) async fn sessions(app: &App, uri: &Uri) -> Response {
     let params = Params::of(uri);
     let Gathered {
         value: mut all,
@@ -68,10 +69,48 @@ pub(super) async fn sessions(app: &App, uri: &Uri) -> JsonAnswer {
             "user" => all.retain(|session| session.user == wanted),
             "database" => all.retain(|session| session.database == wanted),
             "route" => all.retain(|session| session.route == wanted),
+            "search" => {
+                let words = wanted.to_lowercase();
+                all.retain(|session| has_all(session, &words));
+            }
             _ => {}
         }
     }
-    JsonAnswer::json(StatusCode::OK, &all).without(&missing)
+    let total = all.len();
+    match params.first("limit").map(str::parse::<usize>) {
+        None => {}
+        Some(Ok(limit)) => all.truncate(limit),
+        Some(Err(_)) => {
+            return JsonAnswer::problem(
+                StatusCode::BAD_REQUEST,
+                "`limit` is not a number",
+                "send how many sessions you want at most, or leave `limit` out",
+            )
+            .into_response();
+        }
+    }
+    let answer = JsonAnswer::json(StatusCode::OK, &all).without(&missing);
+    let mut response = answer.into_response();
+    response.headers_mut().insert(TOTAL, HeaderValue::from(total));
+    response
+}
+
+/// Whether each of the words, in lower case, occurs in what the session shows as text.
+fn has_all(session: &SessionView, words: &str) -> bool {
+    let SessionView { id, state, .. } = session;
+    let text = format!(
+        "{id} {} {} {} {} {} {} {state} {} {}",
+        session.client,
+        session.user,
+        session.database,
+        session.cluster,
+        session.route,
+        session.member,
+        session.phase,
+        session.pins.join(" "),
+    );
+    let text = text.to_lowercase();
+    words.split_whitespace().all(|word| text.contains(word))
 }
 
 /// `GET /api/v1/pools`

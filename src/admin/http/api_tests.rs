@@ -383,6 +383,42 @@ async fn what_is_sent_reads_back_and_keeps_its_bytes() {
 }
 
 #[tokio::test]
+async fn sessions_are_searched_and_limited() {
+    let setting = setting();
+    for (query, found) in [
+        ("", 1),
+        ("?search=APP+read-write+7", 1),
+        ("?search=idle+in+transaction+listen", 1),
+        ("?search=app+other", 0),
+        ("?search=10.0.0.9&user=app", 1),
+        ("?search=", 1),
+        ("?limit=0", 0),
+        ("?limit=5", 1),
+    ] {
+        let path = format!("/api/v1/sessions{query}");
+        let listed = setting.look(&path).await;
+        assert_eq!(listed.as_array().unwrap().len(), found, "{query}");
+        let caller = Caller::new((IpAddr::from([127, 0, 0, 1]), 5000).into(), false);
+        let request = Request::builder()
+            .uri(&path)
+            .extension(caller)
+            .body(Body::empty());
+        let response = setting.router.clone().oneshot(request.unwrap()).await.unwrap();
+        let total = usize::from(found == 1 || query == "?limit=0");
+        assert_eq!(
+            response.headers()["x-trunkline-total"],
+            total.to_string(),
+            "{query}"
+        );
+    }
+    let here = ("127.0.0.1", false);
+    let (status, _) = setting
+        .ask(Method::GET, "/api/v1/sessions?limit=x", here, None, "")
+        .await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
 async fn events_are_read_from_a_number_on() {
     let setting = setting();
     assert_eq!(setting.look("/api/v1/events").await, json!([]));
@@ -422,6 +458,8 @@ fn every_path_is_documented() {
         "members",
         "sessions",
         "events",
+        "history",
+        "live",
         "members/NAME/ready",
         "members/NAME/drain",
         "members/NAME/maint",

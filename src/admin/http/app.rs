@@ -6,6 +6,7 @@ use axum::http::Uri;
 use tokio::sync::watch;
 
 use super::super::handles::{ClusterView, Handles};
+use super::super::live::Live;
 use super::super::local::Local;
 use super::answer::JsonAnswer;
 use super::guard::Guard;
@@ -18,6 +19,7 @@ pub(super) struct App {
     /// One per cluster, in the same order.
     pub(super) locals: Vec<watch::Receiver<Local>>,
     pub(super) guard: Guard,
+    pub(super) live: Live,
 }
 
 /// The query of a request: the first value of a name counts, as with Patroni.

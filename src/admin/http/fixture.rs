@@ -14,11 +14,13 @@ use tokio::sync::{oneshot, watch};
 
 use super::super::console::ConsoleOrders;
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
+use super::super::history::History;
 use super::super::holding::{
     HoldOperations, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
     SwitchoverRequest, SwitchoverStatus,
 };
 use super::super::inventory::Inventory;
+use super::super::live::Live;
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
 use super::super::operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
@@ -213,6 +215,8 @@ pub(in crate::admin) fn handles(clusters: Vec<ClusterView>) -> Handles {
         registry: Arc::new(registry),
         metrics,
         events: Events::new(),
+        history: History::default(),
+        has_page: true,
     }
 }
 
@@ -572,6 +576,7 @@ pub(super) fn app(handles: Handles) -> Arc<App> {
         handles,
         locals,
         guard,
+        live: Live::default(),
     })
 }
 

@@ -17,7 +17,8 @@ use super::super::metrics::{self, Endpoint};
 use super::answer::{self, JsonAnswer};
 use super::app::{App, Params};
 use super::guard::{Caller, HasToken, Right};
-use super::{api, hba, holding, inventory, names, node, patroni, routes};
+use super::live_api::Leaving;
+use super::{api, hba, history_api, holding, inventory, live_api, names, node, page, patroni, routes};
 
 type Shared = State<Arc<App>>;
 
@@ -56,6 +57,21 @@ pub(super) fn router(app: Arc<App>) -> Router {
             "/group/read-only-info",
             read(async |State(app): Shared, uri: Uri| node::read_only_info(&app, &uri)),
         )
+        .route(
+            "/ui",
+            read(async |State(app): Shared, headers: HeaderMap| page::page(&app, "", &headers)),
+        )
+        .route(
+            "/ui/{file}",
+            read(
+                async |State(app): Shared, file: Result<Path<String>, PathRejection>, headers: HeaderMap| {
+                    // Only `/ui` is the page itself.
+                    let file = file.map(|Path(file)| file).unwrap_or_default();
+                    page::page(&app, if file.is_empty() { "-" } else { &file }, &headers)
+                },
+            ),
+        )
+        .route("/ui/", read(async || page::without_slash()))
         .route("/liveness", read(async || patroni::liveness()))
         .route(
             "/metrics",
@@ -140,6 +156,22 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
         .route(
             "/api/v1/events",
             read(async |State(app): Shared, uri: Uri| api::events(&app, &uri)),
+        )
+        .route(
+            "/api/v1/live",
+            read(
+                async |State(app): Shared,
+                       caller: CalledBy,
+                       token: Token,
+                       leaving: Option<Extension<Leaving>>,
+                       headers: HeaderMap| {
+                    live_api::live(&app, caller, token, leaving, &headers)
+                },
+            ),
+        )
+        .route(
+            "/api/v1/history",
+            read(async |State(app): Shared, uri: Uri| history_api::history(&app, &uri)),
         )
         .route(
             "/api/v1/members/{name}/{action}",
@@ -305,6 +337,7 @@ fn endpoint(path: &str) -> Endpoint {
         Some("group") => Endpoint::Group,
         Some("api") => Endpoint::Api,
         Some("metrics") => Endpoint::Metrics,
+        Some("ui") => Endpoint::Ui,
         Some("update_clusters") => Endpoint::UpdateClusters,
         Some("liveness") => Endpoint::Patroni,
         _ if patroni::PATHS.iter().any(|(known, _)| *known == path) => Endpoint::Patroni,

@@ -25,12 +25,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::super::handles::Handles;
+use super::super::live::Live;
 use super::super::metrics::Metrics;
 use super::super::write_timeout::WriteTimeout;
 use super::super::{agent, local};
 use super::app::App;
 use super::connection_limit::{ConnectionLimit, ConnectionSlot};
 use super::guard::{Caller, Guard};
+use super::live_api::Leaving;
 use super::node;
 use super::router::router;
 use crate::config::{AgentSubject, ProxyProtocol};
@@ -95,7 +97,8 @@ pub(super) async fn serve(
     let connections = TaskTracker::new();
     let stop = shutdown.child_token();
     let metrics = handles.borrow().metrics.clone();
-    let first = answering(handles.borrow_and_update().clone(), &tasks, &stop);
+    let live = settings.live.clone();
+    let first = answering(handles.borrow_and_update().clone(), &live, &tasks, &stop);
     let server = Arc::new(Server {
         router: ArcSwap::from_pointee(router(Arc::clone(&first.0))),
         settings,
@@ -105,7 +108,7 @@ pub(super) async fn serve(
     });
     let kept = Arc::clone(&server);
     let publish = move |app| kept.router.store(Arc::new(router(app)));
-    tasks.spawn(follow(handles, first, tasks.clone(), stop.clone(), publish));
+    tasks.spawn(follow(handles, first, live, tasks.clone(), stop.clone(), publish));
     let handler = HttpHandler {
         server,
         connection_limit: ConnectionLimit::new(limits.max_connections, "HTTP", metrics.clone()),
@@ -175,7 +178,12 @@ fn tcp(connection: Connection) -> Option<(TcpStream, SocketAddr)> {
 }
 
 /// The answers by `handles`. What follows the members ends when the guard is dropped.
-fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) -> (Arc<App>, DropGuard) {
+fn answering(
+    handles: Handles,
+    live: &Live,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> (Arc<App>, DropGuard) {
     let following = stop.child_token();
     let mut locals = Vec::new();
     for view in &handles.clusters {
@@ -190,6 +198,7 @@ fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) ->
         handles,
         locals,
         guard,
+        live: live.clone(),
     };
     (Arc::new(app), following.drop_guard())
 }
@@ -199,6 +208,7 @@ fn answering(handles: Handles, tasks: &TaskTracker, stop: &CancellationToken) ->
 async fn follow(
     mut handles: watch::Receiver<Handles>,
     mut current: (Arc<App>, DropGuard),
+    live: Live,
     tasks: TaskTracker,
     stop: CancellationToken,
     publish: impl Fn(Arc<App>),
@@ -211,7 +221,7 @@ async fn follow(
         if changed.is_err() {
             return stop.cancelled().await;
         }
-        let next = answering(handles.borrow_and_update().clone(), &tasks, &stop);
+        let next = answering(handles.borrow_and_update().clone(), &live, &tasks, &stop);
         publish(Arc::clone(&next.0));
         // The tasks that follow the old members end here.
         drop(std::mem::replace(&mut current, next));
@@ -230,11 +240,12 @@ pub(super) async fn agent(
     let answers = TaskTracker::new();
     let stop = shutdown.child_token();
     let metrics = handles.borrow().metrics.clone();
-    let first = answering(handles.borrow_and_update().clone(), &tasks, &stop);
+    let live = Live::default();
+    let first = answering(handles.borrow_and_update().clone(), &live, &tasks, &stop);
     let app = Arc::new(ArcSwap::new(Arc::clone(&first.0)));
     let kept = Arc::clone(&app);
     let publish = move |app| kept.store(app);
-    tasks.spawn(follow(handles, first, tasks.clone(), stop.clone(), publish));
+    tasks.spawn(follow(handles, first, live, tasks.clone(), stop.clone(), publish));
     let handler = AgentHandler {
         app,
         about,
@@ -287,6 +298,7 @@ pub(super) struct Settings {
     pub(super) tls: Arc<ArcSwapOption<rustls::ServerConfig>>,
     /// The balancers whose headers count; empty if none are read.
     pub(super) proxies: Arc<ArcSwapOption<ProxyProtocol>>,
+    pub(super) live: Live,
 }
 
 struct Server {
@@ -375,6 +387,7 @@ impl Server {
         let turns = &slot.turns(caller.address.ip());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(Leaving(self.leaving.clone()));
             async move {
                 let turn = turns.take().await;
                 let busy = slot.answering();

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 use super::super::handles::{Handles, Readiness};
+use super::super::live::Live;
 use super::super::local::Local;
 use super::answer::{MEMBER, REASON};
 use super::app::App;
@@ -495,6 +496,7 @@ async fn without_a_local_member_404_and_a_hint_or_503_while_it_may_still_come() 
         let hint = local.hint();
         let router = router(Arc::new(App {
             guard: Guard::new(Arc::default()),
+            live: Live::default(),
             handles,
             locals: vec![watch::channel(local).1],
         }));
@@ -914,7 +916,7 @@ proptest! {
             let mut view = view(snapshot, LocalMember::Auto);
             view.name = "true".into();
             let handles = handles(vec![view]);
-            let router = router(Arc::new(App { guard: Guard::new(Arc::default()), handles, locals: vec![watch::channel(local).1] }));
+            let router = router(Arc::new(App { guard: Guard::new(Arc::default()), live: Live::default(), handles, locals: vec![watch::channel(local).1] }));
             for path in ["/connection/is-live", "/connection/is-ready", "/connection/is-ready-rw",
                          "/connection/is-ready-ro", "/connection/true", "/node/is-read-write", "/node/is-read-only",
                          "/node/true/is-read-write", "/node/true/is-read-only", "/node/true/true", "/node/true"] {

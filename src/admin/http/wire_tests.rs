@@ -9,15 +9,16 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
+use super::super::handles::Handles;
 use super::fixture::*;
 use super::{AdminError, AdminThread, HttpLimits, prepare, prepare_with};
 use crate::cluster::snapshot::Snapshot;
 use crate::config::{AgentCheck, AgentSubject, BindAddress, Http};
 use crate::listen::Inheritance;
 
-struct Running {
-    thread: Option<AdminThread>,
-    address: SocketAddr,
+pub(super) struct Running {
+    pub(super) thread: Option<AdminThread>,
+    pub(super) address: SocketAddr,
 }
 
 impl Drop for Running {
@@ -32,8 +33,19 @@ fn somewhere() -> BindAddress {
     BindAddress::Ip("127.0.0.1:0".parse().unwrap())
 }
 
-fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, limits: HttpLimits) -> Running {
-    let handles = handles(vec![view(snapshot, named("m"))]);
+pub(super) fn start(
+    snapshot: Snapshot,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    limits: HttpLimits,
+) -> Running {
+    start_with(handles(vec![view(snapshot, named("m"))]), tls, limits)
+}
+
+pub(super) fn start_with(
+    handles: Handles,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    limits: HttpLimits,
+) -> Running {
     let config = Http {
         addresses: vec![somewhere()],
         tls: tls.map(|server_config| crate::config::HttpTls {
@@ -44,6 +56,7 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, limits: Htt
         token: None,
         agent_check: None,
         proxy_protocol: None,
+        ui: true,
     };
     let thread = prepare_with(
         &config,
@@ -60,7 +73,7 @@ fn start(snapshot: Snapshot, tls: Option<Arc<rustls::ServerConfig>>, limits: Htt
     }
 }
 
-fn leader() -> Snapshot {
+pub(super) fn leader() -> Snapshot {
     led(vec![primary("m")])
 }
 
@@ -68,7 +81,7 @@ fn replica() -> Snapshot {
     led(vec![primary("p"), member("m")])
 }
 
-fn connect(address: SocketAddr) -> TcpStream {
+pub(super) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     // No test waits for it: it is the bound after which one fails.
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -76,7 +89,7 @@ fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// Everything until the server closes.
-fn exchange(address: SocketAddr, request: &[u8]) -> String {
+pub(super) fn exchange(address: SocketAddr, request: &[u8]) -> String {
     let mut stream = connect(address);
     stream.write_all(request).unwrap();
     let mut answer = Vec::new();
@@ -85,11 +98,11 @@ fn exchange(address: SocketAddr, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn status(answer: &str) -> &str {
+pub(super) fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or("nothing")
 }
 
-fn body(answer: &str) -> &str {
+pub(super) fn body(answer: &str) -> &str {
     answer.split_once("\r\n\r\n").expect("headers end").1
 }
 
@@ -285,6 +298,7 @@ fn a_port_in_use_is_one_sentence() {
         token: None,
         agent_check: None,
         proxy_protocol: None,
+        ui: true,
     };
     let error = prepare(
         &config,
@@ -324,6 +338,7 @@ async fn it_starts_and_stops_within_another_runtime() {
         token: None,
         agent_check: None,
         proxy_protocol: None,
+        ui: true,
     };
     let shutdown = CancellationToken::new();
     let thread = prepare(
@@ -340,6 +355,7 @@ async fn it_starts_and_stops_within_another_runtime() {
         token: None,
         agent_check: None,
         proxy_protocol: None,
+        ui: true,
     };
     assert!(
         prepare(
@@ -362,6 +378,7 @@ fn every_address_is_dual_stack() {
         token: None,
         agent_check: None,
         proxy_protocol: None,
+        ui: true,
     };
     let shutdown = CancellationToken::new();
     let thread = prepare(
@@ -397,6 +414,7 @@ fn the_end_is_bounded_and_frees_the_port() {
         token: None,
         agent_check: None,
         proxy_protocol: None,
+        ui: true,
     };
     let thread = prepare(
         &config,

@@ -61,6 +61,13 @@ impl HoldView {
         }
     }
 
+    /// The same without which operator has ordered it.
+    #[must_use]
+    pub(in crate::admin) fn without_operator(mut self) -> Self {
+        self.by = self.by.take().and_then(OrderedBy::without_operator);
+        self
+    }
+
     /// `12 held 3 s, switchover by router2, 19 s left`
     pub fn in_short(&self) -> String {
         let by = match &self.by {

@@ -22,6 +22,8 @@ pub struct Http {
     pub agent_check: Option<AgentCheck>,
     /// `None`: a header is not understood.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// The page for browsers is there.
+    pub ui: bool,
 }
 
 /// The port for `HAProxy`'s agent check.

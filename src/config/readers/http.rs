@@ -36,6 +36,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -
     let tls = section.section("tls");
     let token = token(&section);
     let agent_check = agent_check(&section, places);
+    let ui = section.truth("ui");
     if !tls.present() {
         return Some(Http {
             addresses,
@@ -43,6 +44,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -
             token,
             agent_check,
             proxy_protocol,
+            ui,
         });
     }
     let pair = key_pair(&tls)?;
@@ -57,6 +59,7 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -
             token,
             agent_check,
             proxy_protocol,
+            ui,
         }),
         Err(error) => {
             tls.error(format!("cannot be used: {error}"));

@@ -140,6 +140,13 @@ pub(super) static HTTP: Keys = Keys(&[
         Nothing,
         "Understand the PROXY protocol of load balancers in front.",
     ),
+    Key::new(
+        "ui",
+        TRUTH,
+        Truth(true),
+        "Show [the page](page.md) at `/ui`. Its files say nothing of this router; what it shows has the \
+         rules of [HTTP](http.md#administration).",
+    ),
 ]);
 
 pub(super) static AGENT_CHECK: Keys = Keys(&[

@@ -43,6 +43,15 @@ fn the_token_is_a_secret_of_visible_characters() {
 }
 
 #[test]
+fn the_page_is_there_unless_it_is_switched_off() {
+    let files = Files::new();
+    assert!(files.ok(MINIMAL).http.ui);
+    assert!(!files.ok(&with_http("ui: false")).http.ui);
+    assert!(files.ok(&with_http("ui: true")).http.ui);
+    files.one_error(&with_http("ui: maybe"), "expected true or false");
+}
+
+#[test]
 fn the_agent_check_has_an_address_of_its_own() {
     let files = Files::new();
     assert_eq!(files.ok(MINIMAL).http.agent_check, None);

@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::super::registry::Traffic;
 use super::{Generation, Generations};
 
 /// Between two rounds of questions.
@@ -31,6 +32,8 @@ pub struct Totals {
     pub sessions: Vec<RouteSessions>,
     pub members: Vec<MemberSessions>,
     pub moved: Moved,
+    /// The same by route; an older version does not say it.
+    pub routes: HashMap<String, Moved>,
     /// Clients that are held, by route.
     pub held: HashMap<String, usize>,
 }
@@ -91,6 +94,16 @@ pub struct Moved {
     pub transactions: u64,
 }
 
+impl From<Traffic> for Moved {
+    fn from(traffic: Traffic) -> Self {
+        Self {
+            bytes_up: traffic.bytes_up,
+            bytes_down: traffic.bytes_down,
+            transactions: traffic.transactions,
+        }
+    }
+}
+
 impl Moved {
     fn since(self, before: Self) -> Self {
         Self {
@@ -100,7 +113,7 @@ impl Moved {
         }
     }
 
-    fn and(self, other: Self) -> Self {
+    pub(in crate::session) fn and(self, other: Self) -> Self {
         Self {
             bytes_up: self.bytes_up.saturating_add(other.bytes_up),
             bytes_down: self.bytes_down.saturating_add(other.bytes_down),
@@ -122,20 +135,46 @@ struct State {
     processes: HashMap<String, Process>,
     /// Moved by processes that have ended, while this one knew them.
     ended: Moved,
+    /// The same by route.
+    ended_routes: HashMap<String, Moved>,
 }
 
 #[derive(Debug, Default)]
 struct Process {
-    first: Option<Moved>,
+    first: Option<First>,
     last: Totals,
     /// Why it is silent, and since when.
     silent: Option<(String, Instant)>,
 }
 
+/// What its sessions had moved when it was first asked.
+#[derive(Debug)]
+struct First {
+    moved: Moved,
+    routes: HashMap<String, Moved>,
+}
+
 impl Process {
     fn moved(&self) -> Moved {
         self.first
-            .map_or_else(Moved::default, |first| self.last.moved.since(first))
+            .as_ref()
+            .map_or_else(Moved::default, |first| self.last.moved.since(first.moved))
+    }
+
+    fn moved_by_route(&self) -> impl Iterator<Item = (&String, Moved)> {
+        let before = |route: &String| {
+            let first = self.first.as_ref().and_then(|first| first.routes.get(route));
+            first.copied().unwrap_or_default()
+        };
+        let routes = self.last.routes.iter();
+        routes.map(move |(route, moved)| (route, moved.since(before(route))))
+    }
+}
+
+fn add(sum: &mut HashMap<String, Moved>, route: &str, moved: Moved) {
+    match sum.get_mut(route) {
+        Some(of) => *of = of.and(moved),
+        None => drop(sum.insert(route.to_owned(), moved)),
     }
 }
 
@@ -173,7 +212,10 @@ impl OtherTotals {
         let process = state.processes.entry(name.to_owned()).or_default();
         match said {
             Ok(totals) => {
-                process.first.get_or_insert(totals.moved);
+                process.first.get_or_insert_with(|| First {
+                    moved: totals.moved,
+                    routes: totals.routes.clone(),
+                });
                 process.last = totals;
                 process.silent = None;
             }
@@ -184,11 +226,18 @@ impl OtherTotals {
     /// The others have ended.
     pub(super) fn keep_only(&self, living: &[Generation]) {
         let mut state = self.state();
-        let State { processes, ended } = &mut *state;
+        let State {
+            processes,
+            ended,
+            ended_routes,
+        } = &mut *state;
         processes.retain(|name, process| {
             let lives = living.iter().any(|generation| generation.name == *name);
             if !lives {
                 *ended = ended.and(process.moved());
+                for (route, moved) in process.moved_by_route() {
+                    add(ended_routes, route, moved);
+                }
             }
             lives
         });
@@ -247,6 +296,16 @@ impl OtherTotals {
         processes.fold(state.ended, Moved::and)
     }
 
+    /// The same by route.
+    pub fn moved_by_route(&self) -> HashMap<String, Moved> {
+        let state = self.state();
+        let mut sum = state.ended_routes.clone();
+        for (route, moved) in state.processes.values().flat_map(Process::moved_by_route) {
+            add(&mut sum, route, moved);
+        }
+        sum
+    }
+
     /// Processes that answer, and processes that are silent.
     fn count(&self) -> (usize, usize) {
         let state = self.state();
@@ -302,6 +361,13 @@ mod tests {
                 transactions,
                 ..Moved::default()
             },
+            routes: HashMap::from([(
+                "rw".to_owned(),
+                Moved {
+                    transactions,
+                    ..Moved::default()
+                },
+            )]),
             held: HashMap::from([("rw".to_owned(), 2)]),
         }
     }
@@ -316,7 +382,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn counters_begin_at_0_and_never_go_back() {
         let totals = OtherTotals::default();
-        let transactions = || totals.moved().transactions;
+        let transactions = || {
+            let moved = totals.moved().transactions;
+            let by_route = totals.moved_by_route();
+            assert_eq!(by_route.get("rw").map_or(0, |of| of.transactions), moved);
+            moved
+        };
         totals.take("a", Ok(said(2, 1000)));
         assert_eq!(transactions(), 0, "from the first answer on");
         totals.take("a", Ok(said(2, 1010)));

@@ -1,0 +1,215 @@
+//! `/ui`: the page for browsers. Its files are in the program; `scripts/ui` makes them from `ui/`.
+//!
+//! They are the same for everybody and hold nothing of this router: what the page shows it asks for
+//! under `/api/v1`, with the rules of those paths.
+
+use std::fmt::Write;
+use std::sync::LazyLock;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::answer::JsonAnswer;
+use super::app::App;
+
+struct File {
+    /// Below `/ui/`; empty for `/ui` itself.
+    name: &'static str,
+    content_type: &'static str,
+    content: &'static str,
+}
+
+const FILES: [File; 4] = [
+    File {
+        name: "",
+        content_type: "text/html; charset=utf-8",
+        content: include_str!("page/page.html"),
+    },
+    File {
+        name: "page.js",
+        content_type: "text/javascript; charset=utf-8",
+        content: include_str!("page/page.js"),
+    },
+    File {
+        name: "page.css",
+        content_type: "text/css; charset=utf-8",
+        content: include_str!("page/page.css"),
+    },
+    File {
+        name: "icon.svg",
+        content_type: "image/svg+xml",
+        content: include_str!("page/icon.svg"),
+    },
+];
+
+/// No script but the page's own, nothing from elsewhere, and in no frame.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; \
+                      require-trusted-types-for 'script'";
+
+/// By what they contain, so that a browser asks for each only once in a release.
+static TAGS: LazyLock<[HeaderValue; FILES.len()]> = LazyLock::new(|| {
+    FILES.map(|file| {
+        let mut tag = String::from("\"");
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, file.content.as_bytes());
+        for byte in &digest.as_ref()[..12] {
+            // Writing to a string cannot fail.
+            let _ = write!(tag, "{byte:02x}");
+        }
+        tag.push('"');
+        HeaderValue::try_from(tag).expect("hexadecimal digits in quotes are a header value")
+    })
+});
+
+/// `GET /ui`, `GET /ui/FILE`
+pub(super) fn page(app: &App, name: &str, headers: &HeaderMap) -> Response {
+    if !app.handles.has_page {
+        return JsonAnswer::not_found(
+            "the page is switched off; `http.ui` in the configuration switches it on",
+        )
+        .into_response();
+    }
+    let Some(index) = FILES.iter().position(|file| file.name == name) else {
+        return JsonAnswer::not_found("the page has no such file; it is at /ui").into_response();
+    };
+    let (file, tag) = (&FILES[index], &TAGS[index]);
+    let has_it = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|tags| tags.to_str().ok())
+        .any(|tags| tags.split(',').any(|one| one.trim() == tag));
+    let mut response = if has_it {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        file.content.into_response()
+    };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, file.content_type),
+        // Asked again each time, so that the page is always that of the router's release.
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert(header::ETAG, tag.clone());
+    response
+}
+
+/// `GET /ui/`: the page's files are beside `/ui`.
+pub(super) fn without_slash() -> Response {
+    (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "../ui")]).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use axum::body::{Body, to_bytes};
+    use axum::http::{Method, Request};
+    use tower::ServiceExt;
+
+    use super::super::fixture::{app, handles};
+    use super::super::router::router;
+    use super::*;
+
+    async fn ask(
+        has_page: bool,
+        method: Method,
+        path: &str,
+        tag: Option<&HeaderValue>,
+    ) -> (Response, String) {
+        let mut handles = handles(Vec::new());
+        handles.has_page = has_page;
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(tag) = tag {
+            request = request.header(header::IF_NONE_MATCH, tag);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        let response = router(app(handles)).oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = to_bytes(body, 1 << 20).await.unwrap();
+        (
+            Response::from_parts(parts, Body::empty()),
+            String::from_utf8(body.to_vec()).unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn the_files_come_with_a_strict_policy_and_are_asked_for_once() {
+        for path in ["/ui", "/ui/page.js", "/ui/page.css", "/ui/icon.svg"] {
+            let (response, body) = ask(true, Method::GET, path, None).await;
+            assert_eq!(response.status(), StatusCode::OK, "{path}");
+            assert!(body.len() > 100, "{path}");
+            let headers = response.headers();
+            let policy = headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+            assert!(
+                policy.starts_with("default-src 'none'; script-src 'self';"),
+                "{policy}"
+            );
+            assert!(!policy.contains("unsafe"), "{policy}");
+            assert_eq!(headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+            assert!(!headers.contains_key(header::SET_COOKIE));
+            let tag = headers[header::ETAG].clone();
+            let (again, body) = ask(true, Method::GET, path, Some(&tag)).await;
+            assert_eq!((again.status(), body.as_str()), (StatusCode::NOT_MODIFIED, ""));
+            let other = HeaderValue::from_static("\"x\"");
+            let (again, _) = ask(true, Method::GET, path, Some(&other)).await;
+            assert_eq!(again.status(), StatusCode::OK);
+            let (head, body) = ask(true, Method::HEAD, path, None).await;
+            assert_eq!((head.status(), body.as_str()), (StatusCode::OK, ""));
+        }
+        let (moved, _) = ask(true, Method::GET, "/ui/", None).await;
+        assert_eq!(moved.status(), StatusCode::PERMANENT_REDIRECT);
+        assert_eq!(moved.headers()[header::LOCATION], "../ui");
+        let (missing, _) = ask(true, Method::GET, "/ui/other", None).await;
+        assert_eq!(missing.status(), StatusCode::NOT_FOUND);
+        let (refused, _) = ask(true, Method::POST, "/ui", None).await;
+        assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    #[tokio::test]
+    async fn the_page_can_be_switched_off() {
+        for path in ["/ui", "/ui/page.js"] {
+            let (response, body) = ask(false, Method::GET, path, None).await;
+            assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
+            assert!(body.contains("http.ui"), "{body}");
+        }
+    }
+
+    #[test]
+    fn the_page_has_nothing_inline_and_asks_nobody_else() {
+        let html = FILES[0].content;
+        for forbidden in ["<style", " style=", " onclick=", "javascript:", "//"] {
+            assert!(!html.contains(forbidden), "{forbidden}");
+        }
+        assert_eq!(html.matches("<script").count(), 1);
+        for file in &FILES {
+            let elsewhere = file
+                .content
+                .match_indices("://")
+                .map(|(at, _)| &file.content[at.saturating_sub(5)..]);
+            for text in elsewhere {
+                // The name of a language, not an address.
+                assert!(
+                    text.contains("://www.w3.org/2000/svg"),
+                    "{}",
+                    &text[..text.len().min(60)]
+                );
+            }
+            assert!(!file.content.contains("innerHTML"), "{}", file.name);
+            assert!(file.content.len() < 100_000, "{}", file.name);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+// Opens the page in headless Chromium, before a real cluster, and does what an operator does: looks, enters the token,
+// drains, kills, filters and switches over. tests/failover/page.rs starts it; scripts/ui has the tools.
+//
+// PAGE_URL, PAGE_TOKEN: the router's. PAGE_SCREENSHOTS=DIR keeps pictures there. CHROMIUM names another program.
+
+import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+
+const { PAGE_URL, PAGE_TOKEN, PAGE_SCREENSHOTS, CHROMIUM = "/usr/bin/chromium" } = process.env;
+assert(PAGE_URL && PAGE_TOKEN, "PAGE_URL and PAGE_TOKEN are needed");
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const WIDE = { width: 1360, height: 850 }, PHONE = { width: 390, height: 844 };
+
+const profile = mkdtempSync(join(tmpdir(), "tl-page-"));
+const context = await chromium.launchPersistentContext(profile, {
+  executablePath: CHROMIUM, headless: true, viewport: WIDE, colorScheme: "light", reducedMotion: "reduce", timezoneId: "UTC", timeout: 60_000,
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-lcd-text"],
+});
+const page = context.pages()[0] ?? await context.newPage();
+page.setDefaultTimeout(20_000);
+
+const faults = [], elsewhere = [];
+let isOffline = false;
+page.on("pageerror", (error) => faults.push(String(error)));
+page.on("console", (message) => {
+  const { url } = message.location();
+  if (message.type() !== "error" || (isOffline && message.text().includes("ERR_INTERNET_DISCONNECTED"))) return;
+  faults.push(`${message.text()} (${url})`);
+});
+page.on("request", (request) => {
+  if (new URL(request.url()).origin !== new URL(PAGE_URL).origin) elsewhere.push(request.url());
+});
+
+const begun = Date.now();
+const step = (what) => console.log(`${((Date.now() - begun) / 1000).toFixed(1)} s: ${what}`);
+/** Waits until a function of the page says so. */
+const until = async (what, condition, argument) => {
+  try {
+    await page.waitForFunction(condition, argument, { polling: 50 });
+  } catch (error) {
+    throw new Error(`${what}: ${error}\nverdict: ${await page.textContent("#verdict")}`);
+  }
+};
+const verdict = (part) => until(`the verdict says ${part}`, (part) => document.querySelector("#verdict")?.textContent?.includes(part), part);
+const card = (name) => page.locator(`.member[data-member="${name}"]`);
+const shot = async (name, options = {}) => {
+  if (PAGE_SCREENSHOTS) await page.screenshot({ path: join(PAGE_SCREENSHOTS, `${name}.png`), animations: "disabled", ...options });
+};
+
+/** Presses Tab until the focus is on what has this name. */
+async function tabTo(name) {
+  for (let presses = 0; presses < 400; presses += 1) {
+    const has = await page.evaluate((name) => {
+      const { activeElement: element } = document;
+      return element !== null && (element.getAttribute("aria-label") ?? element.textContent ?? "").trim() === name;
+    }, name);
+    if (has) return;
+    await page.keyboard.press("Tab");
+  }
+  throw new Error(`the keyboard does not reach ${name}`);
+}
+
+async function audit(what) {
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+  const grave = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
+  assert.deepEqual(grave.map(({ id, nodes }) => [id, nodes.slice(0, 3).map(({ target, failureSummary }) => `${target}: ${failureSummary}`)]), [], what);
+}
+
+async function auditAll(what) {
+  for (const [size, viewport] of [["wide", WIDE], ["phone", PHONE]]) {
+    for (const colorScheme of ["light", "dark"]) {
+      await page.setViewportSize(viewport);
+      await page.emulateMedia({ colorScheme });
+      await audit(`${what}, ${size}, ${colorScheme}`);
+      const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      assert.equal(overflow, 0, `${what}, ${size}: the page is wider than the window`);
+    }
+  }
+  await page.setViewportSize(WIDE);
+  await page.emulateMedia({ colorScheme: "light" });
+}
+
+try {
+  const response = await page.goto(PAGE_URL);
+  assert.match(response.headers()["content-security-policy"], /default-src 'none'/);
+  await verdict("All is well");
+  await page.evaluate(() => { globalThis.isTheSame = true; });
+  const leader = await page.locator(".member.leader strong").first().textContent();
+  const members = await page.locator(".member").evaluateAll((all) => all.map((card) => card.dataset.member));
+  const candidate = members.find((name) => name !== leader);
+  await verdict(`${leader} leads`);
+  assert.match(await card(leader).textContent(), /★ leader.*UP.*timeline.*L7OK/s);
+  await until("the port leads to the leader", (leader) => document.querySelector('.port[data-route="read-write"]').dataset.to === leader, leader);
+  await until("there are sessions", () => document.querySelectorAll("#sessions tbody tr").length > 0);
+  assert.equal(await page.locator(".member button, #sessions tbody button").count(), 0, "no orders without the token");
+  step(`it shows ${members.join(", ")}, led by ${leader}`);
+
+  // By keyboard only.
+  await page.keyboard.press("Tab");
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "To the cluster");
+  await tabTo("Enter the token…");
+  await page.keyboard.press("Enter");
+  await until("the field has the focus", () => document.activeElement.id === "token");
+  await page.keyboard.type("not-the-token-of-it");
+  await page.keyboard.press("Enter");
+  await until("a wrong token is refused", () => document.querySelector(".token [role=alert]")?.textContent.includes("does not accept"));
+  await tabTo("Enter the token…");
+  await page.keyboard.press("Enter");
+  await until("the field has the focus", () => document.activeElement.id === "token");
+  await page.keyboard.type(PAGE_TOKEN);
+  await page.keyboard.press("Enter");
+  await until("orders are on", () => document.querySelectorAll(".member button").length > 0);
+  const kept = await page.evaluate(() => [localStorage.length, sessionStorage.length, document.cookie, location.href]);
+  assert.deepEqual(kept, [0, 0, "", PAGE_URL], "the token is nowhere but in memory");
+  assert.deepEqual(await context.cookies(), []);
+  step("the token");
+
+  await tabTo(`drain ${candidate}`);
+  await page.keyboard.press("Enter");
+  await until("it asks first", () => document.querySelector("dialog[open] .main") === document.activeElement);
+  await page.keyboard.press("Escape");
+  await until("Escape closes it", () => !document.querySelector("dialog[open]"));
+  assert.match(await card(candidate).textContent(), /UP/);
+  await tabTo(`drain ${candidate}`);
+  await page.keyboard.press("Enter");
+  await until("it asks again", () => document.querySelector("dialog[open] .main") === document.activeElement);
+  await page.keyboard.press("Enter");
+  await until("it is drained", (name) => document.querySelector(`.member[data-member="${name}"] .status`).textContent.includes("DRAIN"), candidate);
+  await page.getByRole("button", { name: `ready: ${candidate}` }).click();
+  await until("it is back", (name) => document.querySelector(`.member[data-member="${name}"] .status`).textContent.includes("UP"), candidate);
+  await until("the event is there", () => document.querySelector("#events").textContent.includes("drain"));
+  step("drained and back");
+
+  await page.fill("#session-filter", "no such session");
+  await until("nothing is found", () => document.querySelector("#sessions .empty"));
+  await page.fill("#session-filter", "read-write");
+  await until("sessions are found", () => document.querySelectorAll("#sessions tbody tr").length > 0);
+  const killed = await page.locator("#sessions tbody tr th").first().textContent();
+  await page.getByRole("button", { name: `kill session ${killed}`, exact: true }).click();
+  await page.getByRole("button", { name: "End it now" }).click();
+  await until("the session is gone", (number) => [...document.querySelectorAll("#sessions tbody th")].every((cell) => cell.textContent !== number), killed);
+  await until("the event is there", (number) => document.querySelector("#events").textContent.includes(`session=${number}`) || document.querySelector("#events").textContent.includes(`session ${number}`), killed);
+  await page.fill("#session-filter", "");
+  step("filtered and killed");
+
+  // What a client calls itself is text.
+  const evil = "<img src=x onerror=globalThis.isHacked=1>";
+  await page.route("**/api/v1/sessions?**", async (route) => {
+    const answer = await route.fetch();
+    const sessions = await answer.json();
+    for (const session of sessions) session.user = evil;
+    await route.fulfill({ response: answer, json: sessions });
+  });
+  await until("the name is shown as it is", (evil) => document.querySelector("#sessions tbody").textContent.includes(evil), evil);
+  await page.unroute("**/api/v1/sessions?**");
+  assert.equal(await page.evaluate(() => globalThis.isHacked), undefined);
+  assert.equal(await page.locator("main img").count(), 0);
+  step("names are text");
+
+  await until("ports are shown", () => /:6432/.test(document.querySelector('.port[data-route="read-write"]').textContent));
+  await until("certificates are shown", () => document.querySelectorAll("#certificates tbody tr").length > 0);
+  await until("the configuration is shown", () => document.querySelector("#configuration tbody")?.textContent.includes("token_file"));
+  await until("there are charts", () => document.querySelectorAll(".chart").length > 4);
+  await auditAll("the page");
+  step("no serious findings, light and dark, phone and wide");
+
+  if (PAGE_SCREENSHOTS) {
+    await page.mouse.move(0, 0);
+    await page.evaluate(() => scrollTo(0, 0));
+    await shot("page");
+    await page.setViewportSize(PHONE);
+    await page.emulateMedia({ colorScheme: "dark" });
+    await shot("page-phone");
+    await page.setViewportSize(WIDE);
+    await page.emulateMedia({ colorScheme: "light" });
+    await page.evaluate(() => document.querySelector("#charts").scrollIntoView());
+    await page.waitForFunction(() => document.querySelector("#charts").getBoundingClientRect().top < 200);
+    await shot("page-charts");
+    await page.evaluate(() => scrollTo(0, 0));
+    await page.emulateMedia({ colorScheme: "dark" });
+  }
+
+  await page.getByRole("button", { name: `make leader: ${candidate}` }).click();
+  await until("the plan is shown", () => document.querySelector("dialog[open]")?.textContent.includes("are held"));
+  await audit("the plan");
+  await page.locator("dialog").getByRole("button", { name: `Switch over to ${candidate}` }).click();
+  await until("clients are held", () => document.querySelector(".port .tag")?.textContent.includes("held"));
+  await verdict("held");
+  await shot("page-switchover");
+  step("clients are held");
+  await page.waitForFunction((name) => document.querySelector(".member.leader")?.dataset.member === name, candidate, { timeout: 60_000, polling: 50 });
+  await until("the port leads there", (name) => document.querySelector('.port[data-route="read-write"]').dataset.to === name, candidate);
+  await until("nobody is held", () => !document.querySelector(".port .tag"));
+  await until("it is in the timeline", (name) => document.querySelector("#holds tbody").textContent.includes(`${name} leads`), candidate);
+  await page.waitForFunction(() => document.querySelector("#verdict").textContent.includes("All is well"), null, { timeout: 60_000 });
+  await verdict(`${candidate} leads`);
+  assert.equal(await page.evaluate(() => globalThis.isTheSame), true, "without a reload");
+  step(`${candidate} leads`);
+
+  isOffline = true;
+  await page.route("**/api/**", (route) => route.abort("internetdisconnected"));
+  await page.evaluate(() => [...document.querySelectorAll("button")].find((button) => button.textContent === "Forget the token").click());
+  await verdict("No connection to the router");
+  await until("what is shown is grey", () => document.body.classList.contains("stale"));
+  await page.unroute("**/api/**");
+  await verdict("All is well");
+  await until("and is not any more", () => !document.body.classList.contains("stale"));
+  isOffline = false;
+  assert.equal(await page.locator(".member button").count(), 0, "the token is forgotten");
+  await page.reload();
+  await verdict("All is well");
+  assert.equal(await page.locator(".member button").count(), 0);
+  step("lost and found again");
+
+  assert.deepEqual(faults, []);
+  assert.deepEqual(elsewhere, []);
+} catch (error) {
+  if (process.env.PAGE_FAILED) await page.screenshot({ path: process.env.PAGE_FAILED, fullPage: true }).catch(() => {});
+  console.error(faults);
+  throw error;
+} finally {
+  await context.close();
+  rmSync(profile, { recursive: true, force: true });
+}
