@@ -58,6 +58,7 @@ test-drivers: ## drivers with pools of their own before pools of the router, als
 test-bouncer: ## the column of PgBouncer in the table of isolation; PGBOUNCER names the program
 	@scripts/install-packages test $(if $(PGBOUNCER),,bench)
 	cargo test --locked --test it pooling::bouncer -- --include-ignored --nocapture
+	cargo test --locked --test it console_pgbouncer::the_program -- --include-ignored --nocapture
 
 fuzz: ## every parser of bytes from outside, a minute each
 	@scripts/fuzz

@@ -19,6 +19,7 @@ mod interrupts;
 mod orders;
 #[cfg(test)]
 mod orders_tests;
+mod pgbouncer;
 mod request;
 #[cfg(test)]
 mod session_tests;

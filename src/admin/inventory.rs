@@ -5,7 +5,7 @@ use std::fmt;
 
 use futures_util::future::BoxFuture;
 
-use super::views::{CertificateView, LimitView, ListenerView, PeerView, SettingView};
+use super::views::{CertificateView, DatabaseView, LimitView, ListenerView, PeerView, SettingView};
 
 /// What this process has now. It knows nothing of other processes of the router: each has limits of
 /// its own.
@@ -21,6 +21,12 @@ pub trait Inventory: fmt::Debug + Send + Sync {
 
     /// The configuration in use, key by key.
     fn settings(&self) -> Vec<SettingView>;
+
+    /// What sessions have moved by the database that clients asked for.
+    fn databases(&self) -> Vec<DatabaseView>;
+
+    /// How many peers are configured.
+    fn peer_count(&self) -> usize;
 
     /// Asks the peers. Ready after a few seconds at most.
     fn peers(&self) -> BoxFuture<'_, Vec<PeerView>>;

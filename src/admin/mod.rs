@@ -46,7 +46,7 @@ pub use inventory::Inventory;
 pub use metrics::Metrics;
 pub use operations::{CONSOLE_PHASE, Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
 pub use views::{
-    Activity, CertificateView, ClusterSummary, EventView, HoldView, IdleConnectionView, LimitView,
-    ListenerView, MemberView, PeerView, PoolMemberView, PoolView, RouteView, RouterView,
+    Activity, CertificateView, ClusterSummary, DatabaseView, EventView, HoldView, IdleConnectionView,
+    LimitView, ListenerView, MemberView, PeerView, PoolMemberView, PoolView, RouteView, RouterView,
     ServerConnectionView, SessionView, SettingView,
 };

@@ -21,7 +21,7 @@ use crate::events::{Event, Level, RecordedEvent};
 use crate::routing;
 use crate::session::generations::totals::MemberLoad;
 pub use hold::HoldView;
-pub use inventory::{CertificateView, LimitView, ListenerView, PeerView, SettingView};
+pub use inventory::{CertificateView, DatabaseView, LimitView, ListenerView, PeerView, SettingView};
 
 /// The router itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

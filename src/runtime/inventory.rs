@@ -10,10 +10,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use crate::admin::{self, CertificateView, LimitView, ListenerView, PeerView, Readiness, SettingView};
+use crate::admin::{
+    self, CertificateView, DatabaseView, LimitView, ListenerView, PeerView, Readiness, SettingView,
+};
 use crate::config::{
     CertificateFacts, CertificateFile, CertificateUse, Config, Diff, ListenerMode, ListenerTls, ReloadUnit,
     Setting,
@@ -21,6 +24,8 @@ use crate::config::{
 use crate::session::Shared;
 use crate::session::listener_settings::ListenerSettings;
 use crate::session::peers::PeerLook;
+use crate::session::registry::DatabaseTotals;
+use crate::wire::text::Escaped;
 
 /// Certificates by the unit whose files they are in.
 pub(super) type Certificates = BTreeMap<ReloadUnit, Vec<CertificateFile>>;
@@ -110,6 +115,22 @@ impl admin::Inventory for Inventory {
         let now = self.now.load();
         let made = now.settings.get_or_init(|| settings(&self.started, &now.config));
         made.clone()
+    }
+
+    fn databases(&self) -> Vec<DatabaseView> {
+        let view = |(name, totals): (Bytes, DatabaseTotals)| DatabaseView {
+            database: Escaped(&name).to_string(),
+            sessions: totals.sessions,
+            bytes_up: totals.traffic.bytes_up,
+            bytes_down: totals.traffic.bytes_down,
+            transactions: totals.traffic.transactions,
+        };
+        self.shared.registry.databases().into_iter().map(view).collect()
+    }
+
+    fn peer_count(&self) -> usize {
+        let now = self.now.load();
+        now.config.peers.as_ref().map_or(0, |peers| peers.members.len())
     }
 
     fn peers(&self) -> BoxFuture<'_, Vec<PeerView>> {

@@ -7,6 +7,7 @@
 
 mod activity;
 mod consoles;
+mod databases;
 mod entry;
 mod mailbox;
 
@@ -19,7 +20,10 @@ use tokio::time::Instant;
 
 pub use activity::{Activity, RequestNumber};
 pub use consoles::{ConsoleActivity, ConsoleSession, ConsoleTicket};
+pub use databases::DatabaseTotals;
 pub use entry::{Phase, SessionEntry};
+
+use databases::Databases;
 
 use super::counts::RouteCounts;
 use super::keys::ClientCancelKey;
@@ -51,6 +55,8 @@ struct Inner {
     by_process_id: HashMap<u32, Vec<Arc<SessionEntry>>>,
     /// The traffic of sessions that are over, by route. A route that a listener has had stays.
     past: HashMap<Arc<str>, Traffic>,
+    /// Their traffic by database, and how many sessions have begun.
+    databases: Databases,
 }
 
 /// What a session has transferred.
@@ -192,6 +198,7 @@ impl Registry {
             let same = inner.by_process_id.entry(key.process_id).or_default();
             same.push(Arc::clone(&entry));
         }
+        inner.databases.begun(&entry.origin.client.database);
         let cluster = inner.clusters.entry(Arc::clone(&entry.origin.cluster));
         cluster.or_default().insert(id, Arc::clone(&entry));
         drop(inner);
@@ -301,6 +308,16 @@ impl Registry {
         all
     }
 
+    /// What the sessions of each database have moved since the start, past and present.
+    pub fn databases(&self) -> BTreeMap<Bytes, DatabaseTotals> {
+        let inner = self.lock();
+        let mut all = inner.databases.clone();
+        for entry in inner.clusters.values().flat_map(HashMap::values) {
+            all.moved(&entry.origin.client.database, entry.traffic());
+        }
+        all.into_all()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic while it is held leaves counts wrong by one at most; that is no reason to end
         // every session.
@@ -325,9 +342,11 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let origin = &self.entry.origin;
         let mut inner = self.registry.lock();
+        let traffic = self.entry.traffic();
+        inner.databases.moved(&origin.client.database, traffic);
         match inner.past.get_mut(&origin.route) {
-            Some(past) => past.add(self.entry.traffic()),
-            None => drop(inner.past.insert(Arc::clone(&origin.route), self.entry.traffic())),
+            Some(past) => past.add(traffic),
+            None => drop(inner.past.insert(Arc::clone(&origin.route), traffic)),
         }
         if let Some(sessions) = inner.clusters.get_mut(&origin.cluster) {
             sessions.remove(&self.entry.id);

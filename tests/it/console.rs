@@ -63,7 +63,11 @@ fn into_console(router: &Router, user: &str) -> Raw {
 #[test]
 fn psql_is_answered_though_no_server_is_there() {
     let router = alone("");
-    let version = concat!("Trunkline ", env!("CARGO_PKG_VERSION"));
+    let version = concat!(
+        "Trunkline ",
+        env!("CARGO_PKG_VERSION"),
+        " (commands of PgBouncer 1.26.1)"
+    );
     let direct = format!(
         "{} sslnegotiation=direct max_protocol_version=latest",
         dsn(&router)

@@ -27,6 +27,7 @@ mod configurations;
 mod console;
 mod console_inventory;
 mod console_orders;
+mod console_pgbouncer;
 mod console_views;
 mod doctor;
 mod documents;

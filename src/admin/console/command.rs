@@ -6,6 +6,7 @@ use super::super::relation::{Column, Kind, Row, Value, column};
 use super::arguments::Arguments;
 use super::foreign;
 use super::orders::Order;
+use super::pgbouncer;
 use super::settings::SessionCommand;
 use super::statement::Statement;
 use super::tokens::tokens;
@@ -266,12 +267,20 @@ fn help() -> Vec<Row> {
     let views = views::VIEWS
         .iter()
         .map(|view| row(format!("SELECT … FROM {}", view.name), view.about));
-    commands.chain(beside).chain(views).collect()
+    let tables = pgbouncer::TABLES
+        .iter()
+        .map(|table| row(format!("SHOW {}", table.name), table.about));
+    commands.chain(tables).chain(beside).chain(views).collect()
 }
 
 fn version() -> Vec<Row> {
-    let version = concat!("Trunkline ", env!("CARGO_PKG_VERSION"));
-    vec![vec![Value::text(version)]]
+    // Tools of PgBouncer's look for its name and a version behind it, anywhere in the text.
+    let version = format!(
+        "Trunkline {} (commands of PgBouncer {})",
+        env!("CARGO_PKG_VERSION"),
+        pgbouncer::VERSION
+    );
+    vec![vec![Value::Text(version)]]
 }
 
 /// Whether its first word begins a query.

@@ -141,6 +141,7 @@ impl Handler {
                 let query = Some((plan, parameters));
                 self.looked_up(view, query, &mut Reader(client)).await
             }
+            Statement::Table(table) => self.looked_up(Some(*table), None, &mut Reader(client)).await,
             Statement::Catalog(answer) => Ok(answer.rows.clone()),
             Statement::Command { command, arguments } => match &command.effect {
                 Effect::Rows(_, rows) => Ok(rows()),

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::super::relation::Kind;
+use super::super::relation::{Column, Kind};
 use super::super::sql::{OutputColumn, Plan};
 use super::arguments::Arguments;
 use super::catalog::{self, CatalogAnswer};
 use super::command::{self, Command, Effect};
+use super::pgbouncer;
 use super::settings::SessionCommand;
 use super::transaction::TransactionCommand;
 use super::views::{self, View};
@@ -22,6 +23,8 @@ pub(super) enum Statement {
     Transaction(TransactionCommand),
     Session(SessionCommand),
     Query(Arc<Plan>),
+    /// One of PgBouncer's.
+    Table(&'static View),
     /// One that psql sends on its own.
     Catalog(Arc<CatalogAnswer>),
 }
@@ -43,6 +46,9 @@ impl Statement {
                 .map(|plan| Some(Self::Query(Arc::new(plan))))
                 .map_err(|reply| catalog::refusal(sql).unwrap_or(reply));
         }
+        if let Some(table) = pgbouncer::find(sql)? {
+            return Ok(Some(Self::Table(table)));
+        }
         command::find(sql)
     }
 
@@ -56,16 +62,13 @@ impl Statement {
                 kind: Kind::Text,
             }],
             Self::Transaction(_) | Self::Session(_) => Vec::new(),
+            Self::Table(table) => output(table.columns),
             Self::Command { command, .. } => {
                 let columns = match &command.effect {
                     Effect::View(view) => views::find(view).map_or(&[][..], |view| view.columns),
                     Effect::Rows(columns, _) | Effect::Order { columns, .. } => columns,
                 };
-                let column = |column: &super::super::relation::Column| OutputColumn {
-                    name: column.name.to_owned(),
-                    kind: column.kind,
-                };
-                columns.iter().map(column).collect()
+                output(columns)
             }
         }
     }
@@ -92,7 +95,15 @@ impl Statement {
         match self {
             Self::Query(plan) => plan.parameters(),
             Self::Catalog(answer) => &answer.parameters,
-            Self::Command { .. } | Self::Transaction(_) | Self::Session(_) => &[],
+            Self::Command { .. } | Self::Table(_) | Self::Transaction(_) | Self::Session(_) => &[],
         }
     }
+}
+
+fn output(columns: &[Column]) -> Vec<OutputColumn> {
+    let column = |column: &Column| OutputColumn {
+        name: column.name.to_owned(),
+        kind: column.kind,
+    };
+    columns.iter().map(column).collect()
 }

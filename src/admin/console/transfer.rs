@@ -24,6 +24,7 @@ pub(super) fn type_of(kind: Kind) -> (Type, i16) {
         Kind::Bool => (Type::BOOL, 1),
         Kind::Int4 => (Type::INT4, 4),
         Kind::Int8 => (Type::INT8, 8),
+        Kind::Numeric => (Type::NUMERIC, -1),
         Kind::Float8 => (Type::FLOAT8, 8),
         Kind::Text => (Type::TEXT, -1),
         Kind::TextArray => (Type::TEXT_ARRAY, -1),
@@ -142,6 +143,17 @@ impl ToSql for Cell<'_> {
             Value::Int(number) if *kind == Type::INT4 => {
                 i32::try_from(*number).unwrap_or(i32::MAX).to_sql(kind, out)
             }
+            Value::Int(number) if *kind == Type::NUMERIC => {
+                numeric(*number, out);
+                Ok(IsNull::No)
+            }
+            // Only NaN: what is not known.
+            Value::Float(_) if *kind == Type::NUMERIC => {
+                for word in [0_u16, 0, 0xc000, 0] {
+                    out.extend_from_slice(&word.to_be_bytes());
+                }
+                Ok(IsNull::No)
+            }
             Value::Int(number) => number.to_sql(kind, out),
             Value::Float(number) => number.to_sql(kind, out),
             Value::Text(text) => text.to_sql(kind, out),
@@ -164,4 +176,49 @@ impl ToSql for Cell<'_> {
 /// all, or one for each.
 pub(super) fn is_binary(format: &pgwire::api::portal::Format, index: usize) -> bool {
     format.format_for(index) == FieldFormat::Binary
+}
+
+/// A whole number in PostgreSQL's binary form of `numeric`: digits of base 10000, the weight of the
+/// first, the sign, and no digits behind the point.
+fn numeric(number: i64, out: &mut BytesMut) {
+    const BASE: u64 = 10_000;
+    let (mut digits, mut rest) = (Vec::new(), number.unsigned_abs());
+    while rest > 0 {
+        digits.push(u16::try_from(rest % BASE).unwrap_or_default());
+        rest /= BASE;
+    }
+    // 64 bits have five such digits at most. Zeros at the end are left out.
+    let weight = u16::try_from(digits.len()).unwrap_or_default().saturating_sub(1);
+    let zeros = digits.iter().take_while(|digit| **digit == 0).count();
+    digits.drain(..zeros);
+    let count = u16::try_from(digits.len()).unwrap_or_default();
+    let sign: u16 = if number < 0 { 0x4000 } else { 0 };
+    for word in [count, weight, sign, 0] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    for digit in digits.iter().rev() {
+        out.extend_from_slice(&digit.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `SELECT numeric_send(…)` has them.
+    #[test]
+    fn whole_numbers_are_numerics() {
+        for (number, expected) in [
+            (0, "0000000000000000"),
+            (1, "00010000000000000001"),
+            (10_000, "00010001000000000001"),
+            (-12_345, "000200014000000000010929"),
+            (i64::MAX, "0005000400000000039a0d2c0170156516af"),
+        ] {
+            let mut out = BytesMut::new();
+            numeric(number, &mut out);
+            let shown: Vec<String> = out.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(shown.concat(), expected, "{number}");
+        }
+    }
 }

@@ -25,9 +25,23 @@ pub(super) struct View {
 
 /// Looks, and makes the rows of what it sees. Processes of this router that did not answer are
 /// named beside them.
-type Rows = for<'a> fn(&'a Handles) -> BoxFuture<'a, Gathered<Vec<Row>>>;
+pub(super) type Rows = for<'a> fn(&'a Handles) -> BoxFuture<'a, Gathered<Vec<Row>>>;
 
 impl View {
+    pub(super) const fn new(
+        name: &'static str,
+        about: &'static str,
+        columns: &'static [Column],
+        rows: Rows,
+    ) -> Self {
+        Self {
+            name,
+            about,
+            columns,
+            rows,
+        }
+    }
+
     /// The rows there are now.
     pub(super) fn rows<'a>(&self, handles: &'a Handles) -> BoxFuture<'a, Gathered<Vec<Row>>> {
         (self.rows)(handles)

@@ -25,7 +25,8 @@ use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
 use super::super::operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
 use super::super::views::{
-    CertificateView, HoldView, LimitView, ListenerView, PeerView, PoolView, SessionView, SettingView,
+    CertificateView, DatabaseView, HoldView, LimitView, ListenerView, PeerView, PoolView, SessionView,
+    SettingView,
 };
 use super::app::App;
 use super::guard::Guard;
@@ -293,6 +294,20 @@ impl Inventory for OneOfEach {
             line: Some(7),
             after_restart: None,
         }]
+    }
+
+    fn databases(&self) -> Vec<DatabaseView> {
+        vec![DatabaseView {
+            database: "app".to_owned(),
+            sessions: 3,
+            bytes_up: 10,
+            bytes_down: 20,
+            transactions: 1,
+        }]
+    }
+
+    fn peer_count(&self) -> usize {
+        1
     }
 
     fn peers(&self) -> BoxFuture<'_, Vec<PeerView>> {

@@ -24,7 +24,7 @@ pub(crate) fn read(text: &str, kind: Kind) -> Result<Value, ErrorReply> {
             .parse::<i32>()
             .ok()
             .map(|number| Value::Int(number.into())),
-        Kind::Int8 => trimmed.parse().ok().map(Value::Int),
+        Kind::Int8 | Kind::Numeric => trimmed.parse().ok().map(Value::Int),
         Kind::Float8 => float(trimmed).map(Value::Float),
         Kind::Timestamp => timestamp(trimmed).map(Value::Timestamp),
         Kind::Interval => interval(trimmed).map(Value::Interval),
