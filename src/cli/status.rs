@@ -12,7 +12,7 @@ pub(super) mod screen;
 pub(super) mod seen;
 pub(super) mod verdict;
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -56,20 +56,24 @@ pub(super) fn run(command: &Status) -> ExitCode {
         }
     };
     let verdict = Verdict::of(&seen);
-    if command.remote.json {
-        println!("{:#}", verdict.document(&seen));
+    let text = if command.remote.json {
+        format!("{:#}\n", verdict.document(&seen))
     } else {
         let width = width();
-        for line in screen::lines(&seen, &verdict, width.unwrap_or(usize::MAX)) {
-            println!("{}", line.painted(width, command.color.is_on()));
-        }
-    }
+        let lines = screen::lines(&seen, &verdict, width.unwrap_or(usize::MAX));
+        let painted = lines
+            .iter()
+            .map(|line| line.painted(width, command.color.is_on()) + "\n");
+        painted.collect()
+    };
+    // Who reads only the beginning has closed the pipe.
+    let _ = io::stdout().write_all(text.as_bytes());
     verdict.wellness().code()
 }
 
 /// `None`: not a terminal, and nothing is cut.
 fn width() -> Option<usize> {
-    if !std::io::stdout().is_terminal() {
+    if !io::stdout().is_terminal() {
         return None;
     }
     let (width, _) = crossterm::terminal::size().ok()?;

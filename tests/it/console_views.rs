@@ -243,7 +243,7 @@ fn psql_lists_the_views_and_their_columns() {
             assert!(told.contains("HINT:  \\d lists its views"), "{other}: {told}");
         }
         for (command, expected) in [
-            ("\\dp members", "public|members|view|null|null|null"),
+            ("\\dp members", "public|members|view|||"),
             ("SELECT 1 AS x, 'y' AS y \\gdesc", "x|integer\ny|text"),
             ("\\copy (SELECT 1) to stdout", "ERROR:  the console has no COPY"),
         ] {

@@ -357,7 +357,8 @@ fn words(text: &str) -> Vec<&str> {
     .collect()
 }
 
-/// With a blank for each comment; block comments nest. One without an end runs to the end.
+/// With a blank for each comment; block comments nest. One without an end stays, so that what is
+/// left is no command: an order about one thing must not become one about all.
 fn without_comments(sql: &str) -> Cow<'_, str> {
     if !sql.contains("--") && !sql.contains("/*") {
         return sql.into();
@@ -365,8 +366,12 @@ fn without_comments(sql: &str) -> Cow<'_, str> {
     let mut text = String::with_capacity(sql.len());
     let mut depth = 0_u32;
     let mut rest = sql;
+    let mut outermost = ("", 0);
     while let Some(c) = rest.chars().next() {
         if rest.starts_with("/*") {
+            if depth == 0 {
+                outermost = (rest, text.len());
+            }
             depth += 1;
             rest = &rest[2..];
             text.push(' ');
@@ -381,6 +386,11 @@ fn without_comments(sql: &str) -> Cow<'_, str> {
             }
             rest = &rest[c.len_utf8()..];
         }
+    }
+    if depth > 0 {
+        let (unended, at) = outermost;
+        text.truncate(at);
+        text.push_str(unended);
     }
     text.into()
 }

@@ -46,8 +46,12 @@ fn a_command_is_found_however_it_is_typed() {
     ] {
         assert_eq!(text_of(sql), Some("SHOW HBA"), "{sql}");
     }
-    for sql in ["", ";", " -- nothing", "/* no end"] {
+    for sql in ["", ";", " -- nothing"] {
         assert_eq!(text_of(sql), None, "{sql}");
+    }
+    // Not an order about all routes.
+    for sql in ["PAUSE /* r", "PAUSE /* /* */ r", "/* no end"] {
+        assert!(find(sql).is_err(), "{sql}");
     }
 }
 

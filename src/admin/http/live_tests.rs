@@ -17,7 +17,7 @@ use super::wire_tests::{body, connect, exchange, leader, start, start_with, stat
 use crate::events::OperatorEvent;
 
 /// No test waits for it: it is the bound after which one fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn ask(address: SocketAddr, version: &str) -> TcpStream {
     let mut stream = connect(address);

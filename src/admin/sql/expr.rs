@@ -91,6 +91,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) now: i64,
     /// Bytes that the values of the answer, of keys and of aggregates may still take.
     pub(super) room: Cell<usize>,
+    /// Steps that comparisons by `LIKE` may still take.
+    pub(super) steps: Cell<usize>,
 }
 
 impl Surroundings<'_> {
@@ -113,6 +115,8 @@ impl Surroundings<'_> {
 
 /// Bytes that a query may take beside the rows of its view.
 pub(super) const MOST_KEPT: usize = 32 << 20;
+/// Of all `LIKE` in a query: less than a second. Usual ones take a few for each byte they look at.
+pub(super) const MOST_STEPS: usize = 50_000_000;
 
 impl Expr {
     /// # Errors
@@ -169,10 +173,14 @@ impl Expr {
                 pattern,
                 ignores_case,
             } => match (of(text)?, of(pattern)?) {
-                (Value::Text(text), Value::Text(pattern)) if *ignores_case => {
-                    Value::Bool(is_like(&text.to_lowercase(), &pattern.to_lowercase())?)
+                (Value::Text(text), Value::Text(pattern)) if *ignores_case => Value::Bool(is_like(
+                    &text.to_lowercase(),
+                    &pattern.to_lowercase(),
+                    &about.steps,
+                )?),
+                (Value::Text(text), Value::Text(pattern)) => {
+                    Value::Bool(is_like(&text, &pattern, &about.steps)?)
                 }
-                (Value::Text(text), Value::Text(pattern)) => Value::Bool(is_like(&text, &pattern)?),
                 _ => Value::Null,
             },
             Self::Matches { text, pattern } => match of(text)? {
@@ -364,8 +372,9 @@ fn to_integer(number: f64) -> Option<i64> {
     fits.then_some(number)
 }
 
-/// `LIKE` with the escape `\`: in a time that grows with the product of both lengths at most.
-fn is_like(text: &str, pattern: &str) -> Result<bool, ErrorReply> {
+/// `LIKE` with the escape `\`: in a time that grows with the product of both lengths at most, and
+/// within the query's `steps`.
+fn is_like(text: &str, pattern: &str, steps: &Cell<usize>) -> Result<bool, ErrorReply> {
     enum Part {
         One,
         Many,
@@ -387,10 +396,23 @@ fn is_like(text: &str, pattern: &str) -> Result<bool, ErrorReply> {
         });
     }
     let text: Vec<char> = text.chars().collect();
+    let step = |count: usize| {
+        let left = steps.get().checked_sub(count).ok_or_else(|| {
+            ErrorReply::error(
+                SqlState::PROGRAM_LIMIT_EXCEEDED,
+                "the query compares too much text by LIKE",
+            )
+            .hint("Use shorter patterns, or ask for fewer rows.")
+        })?;
+        steps.set(left);
+        Ok(())
+    };
+    step(text.len() + parts.len())?;
     let (mut at, mut part) = (0, 0);
     // Where the last `%` stands, and how far it reaches so far.
     let mut back: Option<(usize, usize)> = None;
     while at < text.len() {
+        step(1)?;
         match parts.get(part) {
             Some(Part::Many) => {
                 back = Some((part, at));
@@ -431,9 +453,17 @@ mod tests {
             ("1000", "100\\%", false),
             ("aaaa", "%a%a%b", false),
         ] {
-            assert_eq!(is_like(text, pattern).unwrap(), is, "{text} {pattern}");
+            assert_eq!(
+                is_like(text, pattern, &Cell::new(100)).unwrap(),
+                is,
+                "{text} {pattern}"
+            );
         }
-        assert_eq!(is_like("a", "a\\").unwrap_err().code, "22025");
+        let steps = Cell::new(1000);
+        assert_eq!(is_like("a", "a\\", &steps).unwrap_err().code, "22025");
+        // What would take the product of both lengths.
+        let (text, pattern) = ("a".repeat(100), format!("%{}b", "a".repeat(50)));
+        assert_eq!(is_like(&text, &pattern, &steps).unwrap_err().code, "54000");
     }
 
     #[test]

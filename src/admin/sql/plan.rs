@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::cmp::Ordering;
 
 use super::super::relation::{Kind, Row, Value};
-use super::expr::{Expr, MOST_KEPT, Surroundings, is_distinct, truth};
+use super::expr::{Expr, MOST_KEPT, MOST_STEPS, Surroundings, is_distinct, truth};
 use super::function::Aggregate;
 use super::{OutputColumn, Session};
 use crate::wire::message::ErrorReply;
@@ -79,6 +79,7 @@ impl Plan {
             session,
             now,
             room: Cell::new(MOST_KEPT),
+            steps: Cell::new(MOST_STEPS),
         };
         // As PostgreSQL, these are looked at first.
         let limit = count(

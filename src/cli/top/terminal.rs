@@ -16,6 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::screen::Line;
 
+/// After a signal.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
+
 /// What the person did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
@@ -170,6 +173,10 @@ pub(super) fn signals() -> Result<Signals, String> {
             futures_util::future::select_all(each).await;
         });
         seen.store(true, Ordering::Relaxed);
+        // Reading from a terminal that is gone may never return.
+        runtime.block_on(tokio::time::sleep(ENDS_WITHIN));
+        restore();
+        std::process::exit(1);
     };
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(wait).map_err(cannot)?;

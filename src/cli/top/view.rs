@@ -175,7 +175,9 @@ impl View {
 
     fn marked_session<'l>(&self, look: &'l Look) -> Option<&'l SessionView> {
         let marked = self.marked?;
-        look.sessions.iter().find(|session| session.id == marked)
+        // Nobody kills what the filter hides.
+        let shown = self.sessions(look, &Rates::default());
+        shown.into_iter().find(|session| session.id == marked)
     }
 
     /// By place in the list; the first key marks the first session.
