@@ -1,6 +1,6 @@
 //! PgBouncer's SHOW commands, with PgBouncer's columns in PgBouncer's order, for tools that read
-//! them. A column for which the router has no true answer is null, or NaN where tools count on a number; a command for which it has none
-//! is refused, and the hint says what to use.
+//! them. A column for which the router has no true answer is null, or NaN where tools count on a
+//! number; a command for which it has none is refused, and the hint says what to use.
 //!
 //! The columns are those of PgBouncer 1.26.1; a test compares them with the program.
 

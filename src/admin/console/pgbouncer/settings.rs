@@ -1,4 +1,5 @@
-//! Databases, users, and how the router is set. Names, order and types of the columns are PgBouncer's.
+//! Databases, users, and how the router is set. Names, order and types of the columns are
+//! PgBouncer's.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! Sessions, server connections and what was moved. Names, order and types of their columns are PgBouncer's.
+//! Sessions, server connections and what was moved. Names, order and types of their columns are
+//! PgBouncer's.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
