@@ -116,7 +116,7 @@ impl crate::session::console::Console for Console {
         let orders = SessionOrders {
             about: self.orders.clone(),
             handles: self.handles.clone(),
-            is_operator: client.is_operator,
+            is_operator: client.is_operator.clone(),
             by: client.by.clone(),
             interrupts,
             looks: Arc::clone(&self.looks),

@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 
+use super::table::plain;
 use crate::config::{self, BindAddress, HttpAccess, Secret};
 use crate::tls::{self, Authorities, NameCheck, ServerVerifier, signature};
 
@@ -60,6 +61,8 @@ pub(super) struct Router {
     is_local: bool,
     /// Goes with each request: the router refuses one that it does not have.
     cluster: Option<String>,
+    /// What it says is passed on as it is, as JSON.
+    is_exact: bool,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -127,6 +130,7 @@ impl Remote {
             token,
             is_local: configured.is_some(),
             cluster: self.cluster.clone(),
+            is_exact: self.json,
             runtime: Some(runtime),
         })
     }
@@ -225,7 +229,10 @@ impl Router {
                 }
                 None => no_http(&self.base, &causes(&error)),
             })?;
-        let value = serde_json::from_slice::<Value>(&text);
+        let mut value = serde_json::from_slice::<Value>(&text);
+        if let (false, Ok(value)) = (self.is_exact, &mut value) {
+            make_plain(value);
+        }
         if let Some(incomplete) = incomplete.as_ref().and_then(|text| text.to_str().ok())
             && status.is_success()
         {
@@ -238,14 +245,33 @@ impl Router {
                     .to_owned(),
             ),
             (_, Ok(value)) if value["error"].is_string() => {
-                let error = value["error"].as_str().unwrap_or_default();
+                let error = plain(value["error"].as_str().unwrap_or_default());
                 Err(match value["hint"].as_str() {
-                    Some(hint) => format!("{error} ({hint})"),
-                    None => error.to_owned(),
+                    Some(hint) => format!("{error} ({})", plain(hint)),
+                    None => error,
                 })
             }
             (status, _) => Err(format!("{} answers {status}, unlike a router", self.base)),
         }
+    }
+}
+
+/// What is printed from an answer goes to a terminal, and the other side may be anybody.
+fn make_plain(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains(char::is_control) => *text = plain(text),
+        Value::Array(all) => all.iter_mut().for_each(make_plain),
+        Value::Object(all) => {
+            let keys = all.keys().any(|key| key.contains(char::is_control));
+            if keys {
+                *all = std::mem::take(all)
+                    .into_iter()
+                    .map(|(key, value)| (plain(&key), value))
+                    .collect();
+            }
+            all.values_mut().for_each(make_plain);
+        }
+        _ => {}
     }
 }
 
@@ -514,6 +540,18 @@ mod tests {
         assert!(told.contains("write http://"), "{told}");
         let told = asking("127.0.0.1:6434".to_owned());
         assert!(told.contains("begin the URL with http://"), "{told}");
+    }
+
+    #[test]
+    fn what_another_side_says_gives_a_terminal_no_orders() {
+        let hostile = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n\
+            {\"error\":\"\\u001b[2J\\nFAKE\",\"hint\":\"\\u0007\\u009b\"}";
+        let told = asking(format!("http://{}", answering(hostile)));
+        assert!(told.contains("\\u{1b}[2J\\nFAKE (\\u{7}\\u{9b})"), "{told}");
+        assert!(!told.contains(char::is_control), "{told}");
+        let mut value = serde_json::json!([{"a\u{1b}": ["b\u{1b}", 1]}]);
+        make_plain(&mut value);
+        assert_eq!(value, serde_json::json!([{"a\\u{1b}": ["b\\u{1b}", 1]}]));
     }
 
     fn by_configuration(text: &str) -> (tempfile::TempDir, Remote) {

@@ -27,17 +27,9 @@ impl Table {
 
     /// Control characters are escaped: a terminal would obey them.
     pub(super) fn row(&mut self, cells: Vec<String>) {
-        let cells = cells.into_iter().map(|cell| {
-            let plain: String = cell
-                .chars()
-                .flat_map(|c| {
-                    let escaped = c.is_control().then(|| c.escape_default());
-                    let plain = (!c.is_control()).then_some(c);
-                    escaped.into_iter().flatten().chain(plain)
-                })
-                .collect();
-            plain.chars().take(MAX_CELL).collect()
-        });
+        let cells = cells
+            .into_iter()
+            .map(|cell| plain(&cell).chars().take(MAX_CELL).collect());
         self.rows.push(cells.collect());
     }
 
@@ -65,6 +57,17 @@ impl Table {
         }
         text
     }
+}
+
+/// With control characters escaped: a terminal would obey them, and a line would become two.
+pub(super) fn plain(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let plain = (!c.is_control()).then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -36,14 +36,34 @@ pub trait Console: Send + Sync {
     fn serve(&self, client: ConsoleClient) -> Pin<Box<dyn Future<Output = ConsoleEnd> + Send>>;
 }
 
+/// Asked for each order: a reload may have taken the right away.
+#[derive(Clone)]
+pub struct IsOperator(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl IsOperator {
+    pub fn new(holds: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(holds))
+    }
+
+    pub fn holds(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for IsOperator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("IsOperator").field(&self.holds()).finish()
+    }
+}
+
 /// An authenticated client that may use the console.
 #[derive(Debug)]
 pub struct ConsoleClient {
     pub stream: ClientStream,
     /// The user name that the client sent.
     pub user: String,
-    /// Whether it may give orders.
-    pub is_operator: bool,
+    /// Whether it may give orders, by the configuration in use now.
+    pub is_operator: IsOperator,
     /// The user and the address, for events.
     pub by: String,
     /// The end of the authentication. The client must get it before anything else.
@@ -101,10 +121,14 @@ impl ConsoleAccess {
         }
         Err("Ask the operator to add the user to console.users.".to_owned())
     }
+
+    fn is_operator(&self, user: &str, cluster: &str) -> bool {
+        self.admits(user.as_bytes(), cluster).is_ok() && self.config.operators.iter().any(|name| name == user)
+    }
 }
 
 /// Serves an authenticated client that asks for the console, and writes the session's log line.
-pub(super) async fn visit(client: WelcomedClient, version: ProtocolVersion, shared: &Shared) {
+pub(super) async fn visit(client: WelcomedClient, version: ProtocolVersion, shared: &Arc<Shared>) {
     let WelcomedClient {
         stream,
         mut welcome,
@@ -135,9 +159,19 @@ pub(super) async fn visit(client: WelcomedClient, version: ProtocolVersion, shar
     };
     let ticket = shared.registry.enter_console(Arc::clone(&record.origin), key);
     let user = String::from_utf8_lossy(&record.client().user).into_owned();
+    let is_operator = {
+        let (shared, user) = (Arc::clone(shared), user.clone());
+        let cluster = Arc::clone(&record.listener.cluster.config().name);
+        IsOperator::new(move || {
+            let access = shared.console.load();
+            access
+                .as_ref()
+                .is_some_and(|access| access.is_operator(&user, &cluster))
+        })
+    };
     let client = ConsoleClient {
         stream,
-        is_operator: access.config.operators.contains(&user),
+        is_operator,
         by: format!("{user} at {} (console)", record.client().address),
         user,
         welcome,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::http::fixture::{self, NothingHeld};
 use super::Console;
 use crate::frontend::ClientStream;
-use crate::session::console::{Console as _, ConsoleClient};
+use crate::session::console::{Console as _, ConsoleClient, IsOperator};
 use crate::session::registry::ConsoleSession;
 use crate::wire::frame::next_frame;
 
@@ -41,7 +41,7 @@ async fn session(data: &[u8]) {
     let serving = console.serve(ConsoleClient {
         stream: ClientStream::Unix(ours),
         user: "admin".into(),
-        is_operator: true,
+        is_operator: IsOperator::new(|| true),
         by: "admin".into(),
         welcome: BytesMut::new(),
         session: Arc::clone(entry.session()),

@@ -48,6 +48,9 @@ static WORKING: Semaphore = Semaphore::const_new(MOST_AT_ONCE);
 /// Of rows that wait to be read, in KiB, of all sessions of a process.
 const MOST_UNREAD: usize = 128 * 1024;
 static UNREAD: Semaphore = Semaphore::const_new(MOST_UNREAD);
+/// Of them, what users who give no orders may have together: an operator finds room.
+const MOST_UNREAD_OF_READERS: usize = MOST_UNREAD / 4 * 3;
+static UNREAD_OF_READERS: Semaphore = Semaphore::const_new(MOST_UNREAD_OF_READERS);
 
 #[derive(Debug)]
 pub(super) struct Handler {
@@ -160,9 +163,19 @@ impl Handler {
                 }
             },
         };
-        rows.and_then(|rows| Ok((reserved(&UNREAD, &rows)?, rows)))
+        rows.and_then(|rows| Ok((self.room_for(&rows)?, rows)))
             .map_err(|reply| error(&reply))
             .and_then(|(room, rows)| table(&statement.columns(), format, rows, room))
+    }
+
+    /// Room for rows that the client has not read yet.
+    fn room_for(&self, rows: &[Row]) -> Result<Room, ErrorReply> {
+        let of_readers = if self.orders.is_operator.holds() {
+            None
+        } else {
+            Some(reserved(&UNREAD_OF_READERS, rows)?)
+        };
+        Ok((reserved(&UNREAD, rows)?, of_readers))
     }
 
     /// What drivers send to set a session up, or to make it as new: the tag, or the value of a
@@ -267,7 +280,9 @@ pub(in crate::admin) fn limits() -> [LimitView; 2] {
     ]
 }
 
-/// Room for rows that a client has not read yet.
+/// Given back when it is dropped.
+type Room = (SemaphorePermit<'static>, Option<SemaphorePermit<'static>>);
+
 fn reserved<'a>(unread: &'a Semaphore, rows: &[Row]) -> Result<SemaphorePermit<'a>, ErrorReply> {
     let bytes: usize = rows.iter().flatten().map(Value::size).sum();
     // Never more than all: a single answer is smaller.
@@ -275,18 +290,13 @@ fn reserved<'a>(unread: &'a Semaphore, rows: &[Row]) -> Result<SemaphorePermit<'
     unread.try_acquire_many(kibibytes).map_err(|_| {
         ErrorReply::error(
             SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-            format!("answers of the console that clients have not read take more than {MOST_UNREAD} KiB"),
+            "answers of the console that clients have not read take all the room there is for them",
         )
         .hint("Read or close the portals that are open, or ask for fewer columns or rows.")
     })
 }
 
-fn table(
-    columns: &[OutputColumn],
-    format: &Format,
-    rows: Vec<Row>,
-    room: SemaphorePermit<'static>,
-) -> PgWireResult<Response> {
+fn table(columns: &[OutputColumn], format: &Format, rows: Vec<Row>, room: Room) -> PgWireResult<Response> {
     let fields = Arc::new(fields(columns, format)?);
     let mut encoder = DataRowEncoder::new(Arc::clone(&fields));
     let encoded = rows.into_iter().map(move |row| {

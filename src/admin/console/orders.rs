@@ -19,6 +19,7 @@ use super::super::relation::Row;
 use super::arguments::Arguments;
 use super::interrupts::Interrupts;
 use crate::events::Events;
+use crate::session::console::IsOperator;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 pub(super) use connections::Looks;
@@ -97,7 +98,7 @@ pub(super) trait Notices: Send {
 pub(super) struct SessionOrders {
     pub(super) about: ConsoleOrders,
     pub(super) handles: Handles,
-    pub(super) is_operator: bool,
+    pub(super) is_operator: IsOperator,
     /// For events: the user and the address.
     pub(super) by: String,
     pub(super) interrupts: Arc<Interrupts>,
@@ -113,7 +114,7 @@ impl SessionOrders {
         arguments: &Arguments,
         notices: &mut dyn Notices,
     ) -> Answer {
-        if order.needs_operator() && !self.is_operator {
+        if order.needs_operator() && !self.is_operator.holds() {
             return Err(ErrorReply::error(
                 SqlState::INSUFFICIENT_PRIVILEGE,
                 "permission denied to give orders to the router",

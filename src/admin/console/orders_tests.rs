@@ -12,6 +12,7 @@ use super::super::http::fixture::{self, Nothing, NothingHeld};
 use super::super::views::{Activity, PoolMemberView, PoolView, SessionView};
 use super::tests::{Client, query};
 use crate::config::LocalMember;
+use crate::session::console::IsOperator;
 use crate::wire::frame::ErrorFields;
 
 fn session() -> SessionView {
@@ -84,7 +85,13 @@ impl Scene {
         let operations = Arc::new(operations);
         let handles = handles(&operations);
         let holding = Arc::<NothingHeld>::default();
-        let client = Client::of(handles.clone(), holding, is_operator, CancellationToken::new()).await;
+        let client = Client::of(
+            handles.clone(),
+            holding,
+            IsOperator::new(move || is_operator),
+            CancellationToken::new(),
+        )
+        .await;
         Self {
             client,
             operations,

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::holding::SwitchoverStatus;
 use super::super::http::fixture::NothingHeld;
 use super::tests::{Client, bind, execute, handles, parse, query, sync};
+use crate::session::console::IsOperator;
 use crate::session::end::{Cause, Order, Reason};
 
 /// The answer, with the state of the transaction behind `Z`.
@@ -130,7 +131,13 @@ fn endless() -> Arc<NothingHeld> {
 }
 
 async fn waiting() -> Client {
-    let mut client = Client::of(handles(), endless(), true, CancellationToken::new()).await;
+    let mut client = Client::of(
+        handles(),
+        endless(),
+        IsOperator::new(|| true),
+        CancellationToken::new(),
+    )
+    .await;
     client.send(&[query("SWITCHOVER TO db2")]).await;
     assert_eq!(client.frame().await.unwrap().tag, b'N');
     client

@@ -1,6 +1,8 @@
 //! The table of commands, and sessions with clients that keep to nothing.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::net::UnixStream;
@@ -14,7 +16,7 @@ use super::command::{COMMANDS, Effect, find};
 use super::statement::Statement;
 use super::views::{self, VIEWS};
 use super::*;
-use crate::session::console::Console as _;
+use crate::session::console::{Console as _, IsOperator};
 use crate::session::registry::ConsoleTicket;
 use crate::wire::frame::ErrorFields;
 
@@ -150,13 +152,13 @@ impl Client {
     }
 
     async fn before(holding: Arc<NothingHeld>, is_operator: bool, closing: CancellationToken) -> Self {
-        Self::of(handles(), holding, is_operator, closing).await
+        Self::of(handles(), holding, IsOperator::new(move || is_operator), closing).await
     }
 
     pub(super) async fn of(
         handles: Handles,
         holding: Arc<NothingHeld>,
-        is_operator: bool,
+        is_operator: IsOperator,
         closing: CancellationToken,
     ) -> Self {
         let (ours, socket) = UnixStream::pair().unwrap();
@@ -417,6 +419,24 @@ async fn a_session_ends_when_it_is_told_to_between_answers() {
         .unwrap()
         .unwrap();
     assert_eq!(end.cause, Cause::Ordered(Reason::Shutdown));
+}
+
+#[tokio::test]
+async fn an_operator_who_is_none_any_more_gives_no_further_order() {
+    let holding = Arc::new(NothingHeld::default());
+    let holds = Arc::new(AtomicBool::new(true));
+    let kept = Arc::clone(&holds);
+    let is_operator = IsOperator::new(move || kept.load(Ordering::Relaxed));
+    let closing = CancellationToken::new();
+    let mut client = Client::of(handles(), Arc::clone(&holding), is_operator, closing).await;
+    client.send(&[query("PAUSE")]).await;
+    assert_eq!(client.told().await, "NCZ");
+    let before = holding.told.lock().unwrap().len();
+    // As by a reload.
+    holds.store(false, Ordering::Relaxed);
+    client.send(&[query("PAUSE")]).await;
+    assert_eq!(client.told().await, "E42501 Z");
+    assert_eq!(holding.told.lock().unwrap().len(), before);
 }
 
 #[tokio::test]

@@ -2,16 +2,18 @@
 //!
 //! | caller | look | change |
 //! |---|---|---|
-//! | on this host | every caller | with the token |
+//! | on this host, and it asks for this host | every caller | with the token |
+//! | on this host, and it asks for another name | with the token | with the token |
 //! | elsewhere, by HTTPS | with the token | with the token |
 //! | elsewhere, without TLS | no caller | no caller |
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use tokio::time::Instant;
 
@@ -112,7 +114,7 @@ impl Guard {
     ) -> Result<(), JsonAnswer> {
         let refuse = |error, hint| Err(JsonAnswer::problem(StatusCode::FORBIDDEN, error, hint));
         let (is_here, tls) = caller.map_or((false, false), |caller| (caller.is_here(), caller.tls));
-        if is_here && right == Right::Look {
+        if is_here && right == Right::Look && is_for_this_host(headers) {
             return Ok(());
         }
         if !is_here && !tls {
@@ -128,9 +130,14 @@ impl Guard {
             );
         };
         let Some(shown) = bearer(headers) else {
+            let is_foreign = is_here && right == Right::Look;
             return Err(JsonAnswer::problem(
                 StatusCode::UNAUTHORIZED,
-                "this needs the token",
+                if is_foreign {
+                    "this needs the token, because the request is for another host's name; ask for 127.0.0.1 or localhost, or"
+                } else {
+                    "this needs the token"
+                },
                 "send `Authorization: Bearer TOKEN`, with the content of http.token_file",
             )
             .challenging());
@@ -176,6 +183,26 @@ impl Guard {
     }
 }
 
+/// Whether `Host` is an address, this host's name, or a name without a dot. A page in a browser on
+/// this host can make its own name lead here (DNS rebinding), and would be answered like a command
+/// typed here. Who sends no `Host` is no browser.
+fn is_for_this_host(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST) else {
+        return true;
+    };
+    let Ok(authority) = host.to_str().unwrap_or_default().parse::<Authority>() else {
+        return false;
+    };
+    let host = authority.host();
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_address = inner.unwrap_or(host).parse::<IpAddr>().is_ok();
+    let is_ours = || {
+        let own = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        own.trim_end().eq_ignore_ascii_case(host)
+    };
+    is_address || !host.contains('.') || is_ours()
+}
+
 /// What follows `Bearer`.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
@@ -183,4 +210,50 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     scheme
         .eq_ignore_ascii_case(b"bearer ")
         .then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_name_of_another_domain_is_not_this_host() {
+        let is_ours = |host: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static(host));
+            is_for_this_host(&headers)
+        };
+        assert!(is_for_this_host(&HeaderMap::new()));
+        for host in [
+            "127.0.0.1:6434",
+            "[::1]:6434",
+            "10.0.0.9",
+            "localhost:6434",
+            "router1",
+        ] {
+            assert!(is_ours(host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:6434",
+            "127.0.0.1.evil.example",
+            "localhost.",
+            "",
+        ] {
+            assert!(!is_ours(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_has_its_name_lead_here_is_not_answered() {
+        let guard = Guard::new(Arc::new(ArcSwapOption::from_pointee(Secret::new(*b"token"))));
+        let here = Caller::new(SocketAddr::from(([127, 0, 0, 1], 5000)), false);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_static("evil.example:6434"));
+        assert!(guard.admit(Some(here), &headers, Right::Look).is_err());
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer token"));
+        assert!(guard.admit(Some(here), &headers, Right::Look).is_ok());
+    }
 }

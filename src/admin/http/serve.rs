@@ -31,7 +31,7 @@ use super::super::write_timeout::WriteTimeout;
 use super::super::{agent, local};
 use super::app::App;
 use super::connection_limit::{ConnectionLimit, ConnectionSlot};
-use super::guard::{Caller, Guard};
+use super::guard::{Caller, Guard, Right};
 use super::live_api::Leaving;
 use super::node;
 use super::router::router;
@@ -389,8 +389,9 @@ impl Server {
             request.extensions_mut().insert(caller);
             request.extensions_mut().insert(Leaving(self.leaving.clone()));
             async move {
+                let only_looks = Right::asked_by(request.method()) == Right::Look;
                 let turn = turns.take().await;
-                let busy = slot.answering();
+                let mut busy = Some(slot.answering());
                 let router = Router::clone(&self.router.load());
                 let mut answering = pin!(TowerToHyperService::new(router).call(request));
                 // A turn is for the thread's time: a request that then waits, for a body or for an
@@ -399,7 +400,14 @@ impl Server {
                 drop(turn);
                 let mut answer = match at_once {
                     Poll::Ready(answer) => answer,
-                    Poll::Pending => answering.await,
+                    Poll::Pending => {
+                        // Who looks can ask again: many that wait for a silent peer, or for an
+                        // event, keep no health check out. An order is not given up.
+                        if only_looks {
+                            busy = None;
+                        }
+                        answering.await
+                    }
                 };
                 drop(busy);
                 if let Ok(answer) = &mut answer

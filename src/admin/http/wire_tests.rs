@@ -6,10 +6,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use socket2::{Domain, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::super::handles::Handles;
+use super::super::inventory::Inventory;
+use super::super::views::{CertificateView, DatabaseView, LimitView, ListenerView, PeerView, SettingView};
 use super::fixture::*;
 use super::{AdminError, AdminThread, HttpLimits, prepare, prepare_with};
 use crate::cluster::snapshot::Snapshot;
@@ -271,6 +274,70 @@ fn whoever_has_many_half_requests_has_them_closed_and_nobody_else_notices() {
     assert!(is_answered(&other), "it was there before, and stays");
     assert!(is_answered(&connect_from([127, 0, 0, 4], running.address)));
     assert!(is_answered(&connect_from([127, 0, 0, 3], running.address)));
+}
+
+/// Peers that accept connections and say nothing.
+#[derive(Debug)]
+struct SilentPeers;
+
+impl Inventory for SilentPeers {
+    fn listeners(&self) -> Vec<ListenerView> {
+        Vec::new()
+    }
+
+    fn limits(&self) -> Vec<LimitView> {
+        Vec::new()
+    }
+
+    fn certificates(&self) -> Vec<CertificateView> {
+        Vec::new()
+    }
+
+    fn settings(&self) -> Vec<SettingView> {
+        Vec::new()
+    }
+
+    fn databases(&self) -> Vec<DatabaseView> {
+        Vec::new()
+    }
+
+    fn peer_count(&self) -> usize {
+        1
+    }
+
+    fn peers(&self) -> BoxFuture<'_, Vec<PeerView>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[test]
+fn who_looks_and_waits_keeps_nobody_else_out() {
+    let limits = HttpLimits {
+        max_connections: 6,
+        ..HttpLimits::default()
+    };
+    let handles = Handles {
+        inventory: Arc::new(SilentPeers),
+        ..handles(vec![view(leader(), named("m"))])
+    };
+    let running = start_with(handles, None, limits);
+    let mut waiting: Vec<_> = [2, 3, 4]
+        .into_iter()
+        .flat_map(|last| (0..3).map(move |_| last))
+        .map(|last| {
+            let mut stream = connect_from([127, 0, 0, last], running.address);
+            stream
+                .write_all(b"GET /api/v1/peers HTTP/1.1\r\nHost: x\r\n\r\n")
+                .unwrap();
+            stream
+        })
+        .collect();
+    for last in 5..10 {
+        assert!(is_answered(&connect_from([127, 0, 0, last], running.address)));
+    }
+    // Each check has taken the place of one that waited.
+    let closed = waiting[0].read(&mut [0]);
+    assert!(!matches!(closed, Ok(1..)), "{closed:?}");
 }
 
 #[test]

@@ -91,11 +91,25 @@ pub(super) struct Surroundings<'a> {
     pub(super) now: i64,
     /// Bytes that the values of the answer, of keys and of aggregates may still take.
     pub(super) room: Cell<usize>,
-    /// Steps that comparisons by `LIKE` may still take.
+    /// Steps that the query's expressions may still take.
     pub(super) steps: Cell<usize>,
 }
 
 impl Surroundings<'_> {
+    /// # Errors
+    /// The query has taken as many steps as it may.
+    fn step(&self, count: usize) -> Result<(), ErrorReply> {
+        let left = self.steps.get().checked_sub(count).ok_or_else(|| {
+            ErrorReply::error(
+                SqlState::PROGRAM_LIMIT_EXCEEDED,
+                "the query takes too much work for the console",
+            )
+            .hint("Ask for fewer rows, or use shorter texts and patterns.")
+        })?;
+        self.steps.set(left);
+        Ok(())
+    }
+
     /// Makes room for a value that is kept.
     ///
     /// # Errors
@@ -115,7 +129,8 @@ impl Surroundings<'_> {
 
 /// Bytes that a query may take beside the rows of its view.
 pub(super) const MOST_KEPT: usize = 32 << 20;
-/// Of all `LIKE` in a query: less than a second. Usual ones take a few for each byte they look at.
+/// Of a query: less than a second. An expression takes one for each part and row, and one for 16
+/// bytes of its text; `LIKE` one for each letter it compares.
 pub(super) const MOST_STEPS: usize = 50_000_000;
 
 impl Expr {
@@ -123,6 +138,12 @@ impl Expr {
     /// As PostgreSQL: a division by zero, a number out of range, a text that is no value of the
     /// type it is converted to.
     pub(super) fn value(&self, row: &Row, about: &Surroundings<'_>) -> Result<Value, ErrorReply> {
+        let value = self.worked_out(row, about)?;
+        about.step(1 + value.size() / 16)?;
+        Ok(value)
+    }
+
+    fn worked_out(&self, row: &Row, about: &Surroundings<'_>) -> Result<Value, ErrorReply> {
         let of = |expr: &Self| expr.value(row, about);
         Ok(match self {
             Self::Column(index) => row.get(*index).cloned().unwrap_or(Value::Null),
@@ -173,14 +194,10 @@ impl Expr {
                 pattern,
                 ignores_case,
             } => match (of(text)?, of(pattern)?) {
-                (Value::Text(text), Value::Text(pattern)) if *ignores_case => Value::Bool(is_like(
-                    &text.to_lowercase(),
-                    &pattern.to_lowercase(),
-                    &about.steps,
-                )?),
-                (Value::Text(text), Value::Text(pattern)) => {
-                    Value::Bool(is_like(&text, &pattern, &about.steps)?)
+                (Value::Text(text), Value::Text(pattern)) if *ignores_case => {
+                    Value::Bool(is_like(&text.to_lowercase(), &pattern.to_lowercase(), about)?)
                 }
+                (Value::Text(text), Value::Text(pattern)) => Value::Bool(is_like(&text, &pattern, about)?),
                 _ => Value::Null,
             },
             Self::Matches { text, pattern } => match of(text)? {
@@ -374,7 +391,7 @@ fn to_integer(number: f64) -> Option<i64> {
 
 /// `LIKE` with the escape `\`: in a time that grows with the product of both lengths at most, and
 /// within the query's `steps`.
-fn is_like(text: &str, pattern: &str, steps: &Cell<usize>) -> Result<bool, ErrorReply> {
+fn is_like(text: &str, pattern: &str, about: &Surroundings<'_>) -> Result<bool, ErrorReply> {
     enum Part {
         One,
         Many,
@@ -396,23 +413,12 @@ fn is_like(text: &str, pattern: &str, steps: &Cell<usize>) -> Result<bool, Error
         });
     }
     let text: Vec<char> = text.chars().collect();
-    let step = |count: usize| {
-        let left = steps.get().checked_sub(count).ok_or_else(|| {
-            ErrorReply::error(
-                SqlState::PROGRAM_LIMIT_EXCEEDED,
-                "the query compares too much text by LIKE",
-            )
-            .hint("Use shorter patterns, or ask for fewer rows.")
-        })?;
-        steps.set(left);
-        Ok(())
-    };
-    step(text.len() + parts.len())?;
+    about.step(text.len() + parts.len())?;
     let (mut at, mut part) = (0, 0);
     // Where the last `%` stands, and how far it reaches so far.
     let mut back: Option<(usize, usize)> = None;
     while at < text.len() {
-        step(1)?;
+        about.step(1)?;
         match parts.get(part) {
             Some(Part::Many) => {
                 back = Some((part, at));
@@ -437,8 +443,23 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn about(session: &super::super::Session, steps: usize) -> Surroundings<'_> {
+        Surroundings {
+            parameters: &[],
+            session,
+            now: 0,
+            room: Cell::new(MOST_KEPT),
+            steps: Cell::new(steps),
+        }
+    }
+
     #[test]
     fn like_reads_wildcards_and_escapes() {
+        let session = super::super::Session {
+            user: String::new(),
+            database: String::new(),
+            version: String::new(),
+        };
         for (text, pattern, is) in [
             ("", "", true),
             ("", "%", true),
@@ -454,16 +475,16 @@ mod tests {
             ("aaaa", "%a%a%b", false),
         ] {
             assert_eq!(
-                is_like(text, pattern, &Cell::new(100)).unwrap(),
+                is_like(text, pattern, &about(&session, 100)).unwrap(),
                 is,
                 "{text} {pattern}"
             );
         }
-        let steps = Cell::new(1000);
-        assert_eq!(is_like("a", "a\\", &steps).unwrap_err().code, "22025");
+        let about = about(&session, 1000);
+        assert_eq!(is_like("a", "a\\", &about).unwrap_err().code, "22025");
         // What would take the product of both lengths.
         let (text, pattern) = ("a".repeat(100), format!("%{}b", "a".repeat(50)));
-        assert_eq!(is_like(&text, &pattern, &steps).unwrap_err().code, "54000");
+        assert_eq!(is_like(&text, &pattern, &about).unwrap_err().code, "54000");
     }
 
     #[test]
