@@ -3,6 +3,7 @@
 mod leader;
 
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -106,6 +107,8 @@ pub struct Metrics {
     etcd_up: Family<ClusterLabels, Gauge>,
     etcd_checks: Family<PollLabels, Counter>,
     look_ups: Family<LookUpLabels, Counter>,
+    /// Whether these tasks of a cluster may still write. Who writes has it locked for reading.
+    is_open: Arc<RwLock<bool>>,
 }
 
 fn probe_histogram() -> Histogram {
@@ -135,6 +138,7 @@ impl Metrics {
             etcd_up: Family::default(),
             etcd_checks: Family::default(),
             look_ups: Family::default(),
+            is_open: Arc::new(RwLock::new(true)),
         };
         let Self {
             member_up,
@@ -156,6 +160,7 @@ impl Metrics {
             etcd_up,
             etcd_checks,
             look_ups,
+            is_open: _,
         } = metrics.clone();
         registry.register(
             "cluster_member_up",
@@ -230,9 +235,30 @@ impl Metrics {
         metrics
     }
 
+    /// For the tasks of one configuration of a cluster. The counts are the same.
+    pub(super) fn of_tasks(&self) -> Self {
+        Self {
+            is_open: Arc::new(RwLock::new(true)),
+            ..self.clone()
+        }
+    }
+
+    /// These tasks write no more when this returns: they end a little later than their cluster, on
+    /// another thread, and nobody would remove what they then write.
+    pub(super) fn close(&self) {
+        *self.is_open.write().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// `None` after [`Self::close`].
+    fn open(&self) -> Option<RwLockReadGuard<'_, bool>> {
+        let is_open = self.is_open.read().unwrap_or_else(PoisonError::into_inner);
+        is_open.then_some(is_open)
+    }
+
     /// Call it only for published members, from the task that publishes them. Otherwise the series
     /// is never removed.
     pub(super) fn probed(&self, cluster: &str, member: &MemberName, result: ProbeResult, took: Duration) {
+        let Some(_open) = self.open() else { return };
         let (cluster, member) = (cluster.to_owned(), member.as_str().to_owned());
         self.probe_seconds
             .get_or_create_owned(&MemberLabels {
@@ -251,6 +277,7 @@ impl Metrics {
 
     /// Whether a switchover may begin.
     pub(super) fn armed(&self, cluster: &str, armed: bool) {
+        let Some(_open) = self.open() else { return };
         let cluster = cluster.to_owned();
         self.armed
             .get_or_create_owned(&ClusterLabels { cluster })
@@ -258,6 +285,7 @@ impl Metrics {
     }
 
     pub(super) fn looked(&self, cluster: &str, result: ProbeResult) {
+        let Some(_open) = self.open() else { return };
         let cluster = cluster.to_owned();
         self.looks
             .get_or_create_owned(&PollLabels { cluster, result })
@@ -265,6 +293,7 @@ impl Metrics {
     }
 
     pub(super) fn polled(&self, cluster: &str, result: ProbeResult) {
+        let Some(_open) = self.open() else { return };
         self.polls
             .get_or_create_owned(&PollLabels {
                 cluster: cluster.to_owned(),
@@ -275,6 +304,7 @@ impl Metrics {
 
     /// Sets whether the watch on etcd is up.
     pub(super) fn watched(&self, cluster: &str, up: bool) {
+        let Some(_open) = self.open() else { return };
         let cluster = cluster.to_owned();
         self.etcd_up
             .get_or_create_owned(&ClusterLabels { cluster })
@@ -282,6 +312,7 @@ impl Metrics {
     }
 
     pub(super) fn checked(&self, cluster: &str, result: ProbeResult) {
+        let Some(_open) = self.open() else { return };
         let cluster = cluster.to_owned();
         self.etcd_checks
             .get_or_create_owned(&PollLabels { cluster, result })
@@ -289,6 +320,7 @@ impl Metrics {
     }
 
     pub(super) fn looked_up(&self, cluster: &str, result: LookUpResult) {
+        let Some(_open) = self.open() else { return };
         self.look_ups
             .get_or_create_owned(&LookUpLabels {
                 cluster: cluster.to_owned(),
@@ -300,11 +332,13 @@ impl Metrics {
     /// A switchover by this router is over. `held`: for how long clients were held, if another
     /// member leads.
     pub(super) fn switched_over(&self, cluster: &str, held: Option<Duration>) {
+        let Some(_open) = self.open() else { return };
         self.leaders.switched_over(cluster, held);
     }
 
     /// Updates the values that change all the time.
     pub(super) fn measure(&self, new: &Snapshot) {
+        let Some(_open) = self.open() else { return };
         for member in &new.members {
             let labels = MemberLabels {
                 cluster: new.cluster.to_string(),
@@ -326,6 +360,7 @@ impl Metrics {
 
     /// Updates the metrics from a new snapshot, and removes members that are gone.
     pub(super) fn show(&self, old: &Snapshot, new: &Snapshot) {
+        let Some(_open) = self.open() else { return };
         let cluster = || ClusterLabels {
             cluster: new.cluster.to_string(),
         };
@@ -433,5 +468,59 @@ impl Metrics {
                 result,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use prometheus_client::encoding::text::encode;
+
+    use super::super::snapshot::{NoLeader, SourceStatus};
+    use super::*;
+
+    #[test]
+    fn tasks_that_end_later_than_their_cluster_leave_nothing() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let has_series = || {
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            text.contains("cluster=\"main\"")
+        };
+        let tasks = metrics.of_tasks();
+        let write = |tasks: &Metrics| {
+            tasks.armed("main", true);
+            tasks.polled("main", ProbeResult::Success);
+            tasks.looked("main", ProbeResult::Success);
+            tasks.looked_up("main", LookUpResult::Found);
+            tasks.watched("main", true);
+            tasks.checked("main", ProbeResult::Success);
+        };
+        write(&tasks);
+        assert!(has_series());
+        tasks.close();
+        metrics.forget(&Snapshot {
+            cluster: "main".into(),
+            version: 0,
+            members: Vec::new(),
+            leader: Leader::None(NoLeader::NotYetKnown),
+            source: SourceStatus {
+                reachable: true,
+                error: None,
+                disagreement: None,
+            },
+            system_identifier: None,
+            paused: false,
+            hears: true,
+            patience: None,
+            switchover_requested: false,
+        });
+        assert!(!has_series());
+        write(&tasks);
+        assert!(!has_series(), "another thread was later");
+        // A cluster of the same name that comes again.
+        write(&metrics.of_tasks());
+        assert!(has_series());
     }
 }

@@ -131,6 +131,7 @@ struct Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        self.tasks.load().metrics.close();
         self.reporting.metrics.forget(&self.snapshots.borrow());
     }
 }
@@ -139,6 +140,8 @@ impl Drop for Shared {
 #[derive(Debug)]
 struct ClusterTasks {
     account: Arc<ServiceAccount>,
+    /// What only these tasks write by.
+    metrics: Arc<Metrics>,
     evidence: mpsc::Sender<Observation>,
     /// The lag limits of the routes.
     limits: watch::Sender<LagLimits>,
@@ -193,6 +196,7 @@ impl ClusterHandle {
         let PreparedCluster { tasks } = prepared;
         let old = self.shared.tasks.load_full();
         old.watching.cancel();
+        old.metrics.close();
         let snapshot = Arc::clone(&tasks.own.borrow());
         let before = self.snapshot();
         // It is set only here.
@@ -443,6 +447,11 @@ pub fn prepare(
     let tls =
         TlsClient::new(&config.server_tls).map_err(|error| ClusterError::ServerTls(error.to_string()))?;
     let patroni = patroni::Patroni::new(Arc::clone(&config))?;
+    let metrics = Arc::new(reporting.metrics.of_tasks());
+    let reporting = Reporting {
+        metrics: Arc::clone(&metrics),
+        ..reporting
+    };
     let account = Arc::new(ServiceAccount::new(config, tls));
     let (evidence, reports) = mpsc::channel(MAX_EVIDENCE);
     let (limits, limited) = watch::channel(limits);
@@ -453,12 +462,11 @@ pub fn prepare(
         Arc::clone(&account),
         limited,
         reports,
-        reporting.clone(),
+        reporting,
         Arc::clone(&published),
         watching.clone(),
         tracker.clone(),
     );
-    let metrics = reporting.metrics;
     let (watcher, checks) = (control.watcher()?, control.checks());
     let pools = Arc::new(lookup::Pools::new(Arc::clone(&account), own.clone()));
     let (identities, cache_ttl) = match &auth.verifiers {
@@ -476,12 +484,13 @@ pub fn prepare(
     let query = lookup::MembershipsQuery { cache_ttl };
     let (memberships, service) = lookup::service(query, Arc::clone(&pools), Arc::clone(&metrics));
     tracker.spawn(service.run(all.clone()));
-    let (standings, service) = lookup::service(lookup::StandingQuery, pools, metrics);
+    let (standings, service) = lookup::service(lookup::StandingQuery, pools, Arc::clone(&metrics));
     tracker.spawn(service.run(all.clone()));
     tracker.spawn(control.run(patroni, watcher));
     Ok(PreparedCluster {
         tasks: ClusterTasks {
             account,
+            metrics,
             evidence,
             limits,
             identities,
