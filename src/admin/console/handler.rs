@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Sink, SinkExt, stream};
-use pgwire::api::portal::{Format, Portal};
+use pgwire::api::portal::{Format, Portal, PortalExecutionState};
 use pgwire::api::query::{
     ExtendedQueryHandler, SimpleQueryHandler, send_execution_response, send_query_response,
     send_ready_for_query,
@@ -497,7 +497,26 @@ impl ExtendedQueryHandler for Handler {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         self.state().turned = None;
+        let name = message.name.clone().unwrap_or_else(|| DEFAULT_NAME.to_owned());
+        let entry = client.portal_store().get_portal(&name);
+        let portal = entry.and_then(|entry| entry.value().cloned());
+        // What has no rows is carried out once; pgwire would do so each time.
+        let once = portal.filter(|portal| portal.statement.statement.columns().is_empty());
+        if let Some(portal) = &once
+            && matches!(*portal.state().lock().await, PortalExecutionState::Finished)
+        {
+            return Err(error(
+                &ErrorReply::error(
+                    SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("portal \"{name}\" cannot be run"),
+                )
+                .hint("It has been run. Bind it again."),
+            ));
+        }
         let done = self._on_execute(client, message).await;
+        if let (Ok(()), Some(portal)) = (&done, once) {
+            *portal.state().lock().await = PortalExecutionState::Finished;
+        }
         // pgwire leaves the status as it was before.
         if let Some(status) = self.state().turned.take() {
             client.set_transaction_status(status);

@@ -422,6 +422,23 @@ async fn a_session_ends_when_it_is_told_to_between_answers() {
 }
 
 #[tokio::test]
+async fn a_portal_gives_its_order_once() {
+    let holding = Arc::new(NothingHeld::default());
+    let mut client = Client::before(Arc::clone(&holding), true, CancellationToken::new()).await;
+    let twice = [
+        parse("", "PAUSE"),
+        bind("p", "", &[]),
+        execute("p", 0),
+        execute("p", 0),
+        sync(),
+    ];
+    client.send(&twice).await;
+    assert_eq!(client.told().await, "12NCE55000 Z");
+    let paused = holding.told.lock().unwrap().drain(..).count();
+    assert_eq!(paused, 1);
+}
+
+#[tokio::test]
 async fn an_operator_who_is_none_any_more_gives_no_further_order() {
     let holding = Arc::new(NothingHeld::default());
     let holds = Arc::new(AtomicBool::new(true));
