@@ -100,29 +100,10 @@ impl ServiceAccount {
         role: &str,
         password: &Secret,
     ) -> Result<(), ConnectError> {
-        let pair = |name: &'static str, value: &str| {
-            (
-                Bytes::from_static(name.as_bytes()),
-                Bytes::copy_from_slice(value.as_bytes()),
-            )
-        };
-        let parameters = [
-            pair("user", role),
-            pair("database", &self.config.service_account.dbname),
-            pair("application_name", "trunkline check"),
-        ];
-        let target = Target {
-            host,
-            port,
-            tls: &self.tls(),
-            options: &self.config.server,
-            version: ProtocolVersion::V3_0,
-            parameters: &parameters,
-            credential: &credential(Some(password)),
-        };
-        let connection = connect(target, Instant::now() + self.config.server.connect_timeout).await?;
-        connection.close().await;
-        Ok(())
+        let database = &self.config.service_account.dbname;
+        let credential = credential(Some(password));
+        self.try_as(host, port, [role, database, "trunkline check"], &credential)
+            .await
     }
 
     /// What a client's login meets at a server, up to the question for a password, which is not
@@ -134,6 +115,22 @@ impl ServiceAccount {
         role: &str,
         database: &str,
     ) -> Result<(), ConnectError> {
+        self.try_as(
+            host,
+            port,
+            [role, database, "trunkline doctor"],
+            &Credential::None,
+        )
+        .await
+    }
+
+    async fn try_as(
+        &self,
+        host: &str,
+        port: u16,
+        [role, database, application_name]: [&str; 3],
+        credential: &Credential,
+    ) -> Result<(), ConnectError> {
         let pair = |name: &'static str, value: &str| {
             (
                 Bytes::from_static(name.as_bytes()),
@@ -143,7 +140,7 @@ impl ServiceAccount {
         let parameters = [
             pair("user", role),
             pair("database", database),
-            pair("application_name", "trunkline doctor"),
+            pair("application_name", application_name),
         ];
         let target = Target {
             host,
@@ -152,7 +149,7 @@ impl ServiceAccount {
             options: &self.config.server,
             version: ProtocolVersion::V3_0,
             parameters: &parameters,
-            credential: &Credential::None,
+            credential,
         };
         let connection = connect(target, Instant::now() + self.config.server.connect_timeout).await?;
         connection.close().await;

@@ -199,16 +199,9 @@ pub(super) async fn reconnect(app: Arc<App>, caller: CalledBy, uri: Uri, body: B
 /// `GET /api/v1/events`
 pub(super) fn events(app: &App, uri: &Uri) -> JsonAnswer {
     let params = Params::of(uri);
-    let since = match params.first("since").map(str::parse::<u64>) {
-        None => 0,
-        Some(Ok(since)) => since,
-        Some(Err(_)) => {
-            return JsonAnswer::problem(
-                StatusCode::BAD_REQUEST,
-                "`since` is not a number",
-                "send the `number` of the last event that you have, or leave `since` out",
-            );
-        }
+    let since = match params.since("event") {
+        Ok(since) => since,
+        Err(answer) => return answer,
     };
     let all: Vec<EventView> = app
         .handles

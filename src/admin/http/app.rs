@@ -2,7 +2,7 @@
 //! about.
 
 use axum::extract::Query;
-use axum::http::Uri;
+use axum::http::{StatusCode, Uri};
 use tokio::sync::watch;
 
 use super::super::handles::{ClusterView, Handles};
@@ -44,6 +44,21 @@ impl Params {
 
     pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// `?since=N`: the number of the last event, point or the like that the caller has; 0 without
+    /// it.
+    pub(super) fn since(&self, what: &str) -> Result<u64, JsonAnswer> {
+        let Some(since) = self.first("since") else {
+            return Ok(0);
+        };
+        since.parse().map_err(|_| {
+            JsonAnswer::problem(
+                StatusCode::BAD_REQUEST,
+                "`since` is not a number",
+                &format!("send the `number` of the last {what} that you have, or leave `since` out"),
+            )
+        })
     }
 
     /// `?name`, `?name=1`, `?name=true`.

@@ -1,6 +1,6 @@
 //! `/api/v1/history`: the last hour.
 
-use axum::http::{StatusCode, Uri};
+use axum::http::Uri;
 
 use super::super::history::About;
 use super::answer::JsonAnswer;
@@ -9,16 +9,9 @@ use super::app::{App, Params};
 /// `GET /api/v1/history`
 pub(super) fn history(app: &App, uri: &Uri) -> JsonAnswer {
     let params = Params::of(uri);
-    let since = match params.first("since").map(str::parse::<u64>) {
-        None => 0,
-        Some(Ok(since)) => since,
-        Some(Err(_)) => {
-            return JsonAnswer::problem(
-                StatusCode::BAD_REQUEST,
-                "`since` is not a number",
-                "send the `number` of the last point that you have, or leave `since` out",
-            );
-        }
+    let since = match params.since("point") {
+        Ok(since) => since,
+        Err(answer) => return answer,
     };
     let [cluster, route, member] = ["cluster", "route", "member"].map(|key| params.first(key));
     let is_of = |name: &str| {
