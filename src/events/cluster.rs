@@ -179,6 +179,8 @@ impl ClusterChange {
             | Self::MemberDown { .. }
             | Self::MemberStillDown { .. }
             | Self::MemberFull { .. }
+            // Of a host that has died this is the last that is heard.
+            | Self::MemberLeft { .. }
             | Self::MemberForeign { .. }
             | Self::LeaderKept { .. }
             | Self::LeaderLost { .. }

@@ -187,6 +187,32 @@ fn pools(pools: &[PoolView]) -> Vec<Line> {
     lines
 }
 
+/// What an event is about and who asked for it, as ` member=db1 by=…`, where its text does not say
+/// so.
+fn about(event: &Value, text: &str) -> String {
+    let keys = [
+        "member",
+        "route",
+        "session",
+        "state",
+        "weight",
+        "leader",
+        "candidate",
+        "why",
+        "how",
+        "by",
+    ];
+    let shown = keys.iter().filter_map(|key| {
+        let value = match &event[*key] {
+            Value::String(value) => value.clone(),
+            Value::Number(value) => value.to_string(),
+            _ => return None,
+        };
+        (!text.contains(&value)).then(|| format!(" {key}={value}"))
+    });
+    shown.collect()
+}
+
 /// `03:12:44 warn db1 is down: …`
 pub(in crate::cli) fn event_line(event: &Value, lead: &str) -> Line {
     let level = event["level"].as_str().unwrap_or_default();
@@ -201,7 +227,8 @@ pub(in crate::cli) fn event_line(event: &Value, lead: &str) -> Line {
         None => String::new(),
     };
     let text = event["text"].as_str().unwrap_or_default();
-    Line::new(mood, &format!("{lead}{at} {level:<5} {text}{cluster}"))
+    let about = about(event, text);
+    Line::new(mood, &format!("{lead}{at} {level:<5} {text}{about}{cluster}"))
 }
 
 /// The time of day in UTC, as the log has it.
@@ -234,6 +261,19 @@ fn with_moods(table: &Table, moods: impl Iterator<Item = Mood>) -> Vec<Line> {
 mod tests {
     use super::super::scene::sound;
     use super::*;
+
+    #[test]
+    fn an_event_says_what_it_is_about_and_who_asked_for_it() {
+        let line = |event: Value| event_line(&event, "").text;
+        let drained = serde_json::json!({"level": "info", "time_ms": 11_564_000, "cluster": "main", "member": "db1",
+            "state": "drain", "by": "127.0.0.1:5000", "text": "administrative state set"});
+        let expected =
+            "03:12:44 info  administrative state set member=db1 state=drain by=127.0.0.1:5000 [main]";
+        assert_eq!(line(drained), expected);
+        let down = serde_json::json!({"level": "warn", "time_ms": 11_564_000, "cluster": "main", "member": "db1",
+            "error": "refused", "text": "db1 is down: refused"});
+        assert_eq!(line(down), "03:12:44 warn  db1 is down: refused [main]");
+    }
 
     #[test]
     fn a_cluster_of_three_fits_on_24_lines_of_80_columns() {

@@ -11,7 +11,7 @@ use super::super::super::operations::{Operations, Reconnection};
 use super::super::super::views::PoolView;
 use super::super::arguments::Arguments;
 use super::members::seconds;
-use super::{Answer, Notices, SessionOrders, counted, listed, not_now, warn_of, whole};
+use super::{Answer, Notices, SessionOrders, counted, listed, not_now, there_is, warn_of, whole};
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -166,11 +166,23 @@ impl SessionOrders {
             }
             (None, []) => {
                 let routes = self.about.routes.iter().map(|route| &**route);
+                let snapshots: Vec<_> = self
+                    .handles
+                    .clusters
+                    .iter()
+                    .map(|view| view.snapshot.borrow().clone())
+                    .collect();
+                let members = snapshots.iter().flat_map(|snapshot| &snapshot.members);
+                let members = members.map(|member| member.name.as_str());
                 Err(ErrorReply::error(
                     SqlState::UNDEFINED_OBJECT,
                     format!("there is no route and no member \"{name}\""),
                 )
-                .hint(format!("Routes: {}", listed(routes))))
+                .hint(format!(
+                    "Of routes {}; of members {}.",
+                    there_is(routes),
+                    there_is(members)
+                )))
             }
             (Some(_), _) => Err(ErrorReply::error(
                 SqlState::AMBIGUOUS_ALIAS,

@@ -64,7 +64,7 @@ pub(super) const ROUTES: View = View {
         column(
             "paused_s",
             Kind::Int8,
-            "Seconds that its pause lasts; null without one",
+            "Seconds until its pause ends; null without one",
         ),
         column("pool", Kind::Text, "The mode of its pool; off without one"),
         column("members", Kind::TextArray, "Those that may serve it now"),
