@@ -1,5 +1,5 @@
 # The commands of this project. Each says what it needs if something is missing.
-.PHONY: help demo book ui test test-compose test-systemd test-deb test-drivers test-bouncer test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist deb sbom fmt lint deny reference check-docs install-test clean
+.PHONY: help demo book ui test test-compose test-systemd test-deb test-drivers test-versions test-clients test-bouncer test-psql test-long test-suites fuzz bench bench-pool bench-events bench-held instructions build dist deb sbom fmt lint deny reference check-docs install-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -13,9 +13,9 @@ ui: ## the page of the HTTP port, from ui/ into the sources of the router
 build: ## the release binary
 	cargo build --release --locked
 
-dist: ## the release binary as images take it: dist/trunkline, without what only debuggers read
-	cargo build --release --locked --quiet
-	install -D -m 755 target/release/trunkline dist/trunkline
+dist: ## the release binary (or TRUNKLINE=FILE) as images take it: dist/trunkline, without what only debuggers read
+	$(if $(TRUNKLINE),,cargo build --release --locked --quiet)
+	install -D -m 755 $(or $(TRUNKLINE),target/release/trunkline) dist/trunkline
 	strip --strip-debug dist/trunkline
 
 deb: build ## a Debian package in dist/, docs/packages.md
@@ -55,10 +55,23 @@ test-deb: ## the Debian package under a real systemd: installed, upgraded under 
 test-drivers: ## drivers with pools of their own before pools of the router, also those that CI leaves out
 	@scripts/test-drivers
 
+test-versions: ## PostgreSQL 14 to 19, Patroni 3.0 to 4.1, etcd 3.4 and 3.5: docs/compatibility.md
+	@scripts/test-versions
+
+test-clients: ## drivers of many languages before a real cluster, directly and through the router: docs/compatibility.md
+	@scripts/test-clients
+
 test-bouncer: ## the column of PgBouncer in the table of isolation; PGBOUNCER names the program
 	@scripts/install-packages test $(if $(PGBOUNCER),,bench)
 	cargo test --locked --test it pooling::bouncer -- --include-ignored --nocapture
 	cargo test --locked --test it console_pgbouncer::the_program -- --include-ignored --nocapture
+
+# Of other Debian releases, as `make test-versions` unpacks them, and of this one.
+PSQL ?= $(shell echo $(wildcard $(shell scripts/install-packages --cache-dir)/debian-*/root/usr/lib/postgresql/*/bin/psql /usr/lib/postgresql/*/bin/psql) | tr ' ' ':')
+
+test-psql: ## the console before psql 15 to 19; PSQL names other programs, with colons between
+	@scripts/install-packages test versions
+	TRUNKLINE_TEST_PSQL="$(PSQL)" cargo test --locked --test it console_views::psql -- --nocapture
 
 fuzz: ## every parser of bytes from outside, a minute each
 	@scripts/fuzz

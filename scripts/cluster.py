@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A real Patroni cluster on loopback addresses, for the demo and the tests.
 
-    cluster.py up --dir DIR [--base 127.0.0.11] [--nodes 3] [--patroni 3.0|4.1] [--json] …
+    cluster.py up --dir DIR [--base 127.0.0.11] [--nodes 3] [--patroni 4.1] [--postgres BINDIR] [--json] …
     cluster.py status|wait|switchover|kill|start|freeze|thaw|stop-postgres|psql|down --dir DIR …
 
 Nodes are node1, node2, … on consecutive addresses: PostgreSQL on port 5432, Patroni's REST interface on 8008. etcd is a
@@ -41,6 +41,10 @@ OUR_PROGRAMS = re.compile(r"^(postgres|postmaster|initdb|pg_\w+|python[\d.]*|etc
 SUPERUSER_PASSWORD = "postgres"
 REPLICATION_PASSWORD = "replicator"
 SERVICE_PASSWORD = "trunkline"
+# With --etcd-auth: Patroni writes below the namespace, the router reads there.
+ETCD_USERS = {"root": "root", "patroni": "patroni", "trunkline": "trunkline"}
+NAMESPACE = "/service/"
+PATRONI_VERSIONS = ["3.0", "3.3", "4.0", "4.1"]
 
 
 class ClusterError(Exception):
@@ -107,10 +111,11 @@ def in_use(address, port):
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def http(url, body=None, method=None, timeout=2.0):
+def http(url, body=None, method=None, timeout=2.0, headers=None):
     """Status and text of one request; status 0 when there is no answer."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"} | (headers or {})
+    request = urllib.request.Request(url, data=data, method=method, headers=headers)
     try:
         with _opener.open(request, timeout=timeout) as answer:
             return answer.status, answer.read().decode(errors="replace")
@@ -140,6 +145,11 @@ class Deadline:
         return result
 
 
+def encoded(key):
+    """As etcd's gateway wants keys."""
+    return base64.b64encode(key.encode()).decode()
+
+
 # --- the cluster -----------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +172,7 @@ class Cluster:
     DEFAULTS = {
         "name": "demo", "base": "127.0.0.11", "nodes": 3, "patroni": "4.1", "etcd_port": 12379, "ttl": 30,
         "loop_wait": 10, "max_connections": 300, "fsync": False, "certs": None, "before_stop": None, "timeout": 120, "verbose": False,
+        "postgres": None, "etcd": None, "etcd_auth": False, "standby_of": None, "hba": [],
     }  # fmt: skip
 
     def __init__(self, directory, **options):
@@ -179,6 +190,7 @@ class Cluster:
         self.etcd_address = self.options["base"]
         self.etcd_url = f"http://{self.etcd_address}:{self.options['etcd_port']}"
         self.account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        self.etcd_has_users = False
         self.service_account_sql = PROJECT / "config" / "service-account.sql"
 
     def node(self, name):
@@ -193,8 +205,9 @@ class Cluster:
 
     # -- programs
 
-    @staticmethod
-    def bindir():
+    def bindir(self):
+        if self.options["postgres"]:
+            return Path(self.options["postgres"])
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: float(p.parts[4]))
         if not found:
             raise ClusterError("PostgreSQL's server is missing: run scripts/install-packages demo")
@@ -206,10 +219,11 @@ class Cluster:
         else:
             cache = subprocess.run([PROJECT / "scripts" / "install-packages", "--cache-dir"], check=True, text=True,
                                    stdout=subprocess.PIPE).stdout.strip()  # fmt: skip
-            command = [f"{cache}/patroni-4.1/bin/python3", f"{cache}/patroni-4.1/bin/patroni"]
+            venv = f"{cache}/patroni-{self.options['patroni']}"
+            command = [f"{venv}/bin/python3", f"{venv}/bin/patroni"]
         for program in command:
             if not os.path.exists(program):
-                raise ClusterError(f"{program} is missing: run scripts/install-packages")
+                raise ClusterError(f"{program} is missing: run scripts/install-packages test versions")
         return command
 
     def as_account(self):
@@ -349,14 +363,25 @@ class Cluster:
                 return f"{node.name} to be streaming in Patroni's eyes ({state})"
         return None
 
+    def standby_missing(self):
+        """The same of a standby cluster, where no leader is writable."""
+        members = self.members()
+        if not any(member.get("role") == "standby_leader" for member in members):
+            return "a standby leader"
+        for member in members:
+            if member.get("state") not in ("running", "streaming"):
+                return f"{member['name']} to be streaming in Patroni's eyes ({member.get('state')})"
+        return None if len(members) == len(self.running()) else "every started node to be a member"
+
     def wait(self, timeout=None):
         """Until there is a writable leader and every started node streams from it. Returns the leader."""
         deadline = Deadline(timeout or self.options["timeout"])
         lacking = "an answer"
+        missing = self.standby_missing if self.options["standby_of"] else self.missing
 
         def whole():
             nonlocal lacking
-            lacking = self.missing()
+            lacking = missing()
             return lacking is None
 
         try:
@@ -387,14 +412,15 @@ class Cluster:
         """Everything a test needs to know, all of it fixed for the cluster's life."""
         tls = self.dir / "tls"
         return {
-            "options": self.options, "dir": str(self.dir), "scope": self.options["name"], "namespace": "/service/",
+            "options": self.options, "dir": str(self.dir), "scope": self.options["name"], "namespace": NAMESPACE,
             "patroni_version": self.options["patroni"], "run_as": self.account.pw_name, "pids": str(self.dir / "pids"),
             "bindir": str(self.bindir()), "superuser": "postgres", "superuser_password": SUPERUSER_PASSWORD,
             "replication_user": "replicator", "replication_password": REPLICATION_PASSWORD,
             "service_user": "trunkline", "service_password": SERVICE_PASSWORD,
             "app_user": "app", "app_password": "app", "app_database": "app",
             "app_replication_user": "app_repl", "app_replication_password": "app_repl",
-            "etcd": {"url": self.etcd_url, "log": str(self.dir / ETCD / "etcd.log")},
+            "etcd": {"url": self.etcd_url, "log": str(self.dir / ETCD / "etcd.log")} | (
+                {"user": "trunkline", "password": ETCD_USERS["trunkline"]} if self.options["etcd_auth"] else {}),
             "ca_file": str(tls / "ca.crt"), "cert_file": str(tls / "server.crt"), "key_file": str(tls / "server.key"),
             "client_cert_file": str(tls / "client.crt"), "client_key_file": str(tls / "client.key"),
             "nodes": [{
@@ -481,13 +507,19 @@ class Cluster:
         if options["before_stop"]:
             command = options["before_stop"].replace("{node}", node.name).replace("{dir}", str(self.dir))
             before_stop = {"before_stop": command}
+        etcd = {"hosts": f"{self.etcd_address}:{options['etcd_port']}", "protocol": "http"}
+        if options["etcd_auth"]:
+            etcd |= {"username": "patroni", "password": ETCD_USERS["patroni"]}
+        standby = {}
+        if options["standby_of"]:
+            standby = {"standby_cluster": {"host": options["standby_of"], "port": 5432, "create_replica_methods": ["basebackup"]}}
         retry = max(3, min(10, (options["ttl"] - options["loop_wait"]) // 2))
         return {
-            "scope": options["name"], "namespace": "/service/", "name": node.name,
+            "scope": options["name"], "namespace": NAMESPACE, "name": node.name,
             "restapi": {"listen": f"{node.address}:8008", "connect_address": f"{node.address}:8008"},
-            "etcd3": {"hosts": f"{self.etcd_address}:{options['etcd_port']}", "protocol": "http"},
+            "etcd3": etcd,
             "bootstrap": {
-                "dcs": {
+                "dcs": standby | {
                     "ttl": options["ttl"], "loop_wait": 1, "retry_timeout": retry,
                     "maximum_lag_on_failover": 1048576,
                     "postgresql": {"use_pg_rewind": True, "use_slots": True, "parameters": parameters},
@@ -506,6 +538,7 @@ class Cluster:
                 "pg_hba": [
                     "local all postgres trust",
                     "local replication postgres trust",
+                    *options["hba"],
                     f"host all all {base.network} scram-sha-256",
                     f"host replication replicator {base.network} scram-sha-256",
                     f"host replication postgres {base.network} scram-sha-256",
@@ -524,7 +557,7 @@ class Cluster:
             directory.mkdir()
             self.own(directory, 0o700)
         peer = f"http://{self.etcd_address}:{self.options['etcd_port'] + 1}"
-        program = shutil.which("etcd", path="/usr/local/bin:/usr/bin:/bin")
+        program = self.options["etcd"] or shutil.which("etcd", path="/usr/local/bin:/usr/bin:/bin")
         if not program:
             raise ClusterError("etcd is missing: run scripts/install-packages demo")
         log = directory / "etcd.log"
@@ -553,9 +586,31 @@ class Cluster:
         self.launch(node.name, [*self.patroni_command(), node.config], node.dir, node.patroni_log)
 
     def etcd_has(self, key):
-        encoded = base64.b64encode(f"/service/{self.options['name']}/{key}".encode()).decode()
-        status, text = http(f"{self.etcd_url}/v3/kv/range", {"key": encoded})
-        return status == 200 and "kvs" in text
+        return "kvs" in self.etcd_call("kv/range", {"key": encoded(f"{NAMESPACE}{self.options['name']}/{key}")})
+
+    def etcd_call(self, path, body):
+        """One call of etcd's JSON gateway, with authentication as root; the answer's text."""
+        headers = {}
+        if self.options["etcd_auth"] and self.etcd_has_users:
+            login = {"name": "root", "password": ETCD_USERS["root"]}
+            headers["Authorization"] = json.loads(http(f"{self.etcd_url}/v3/auth/authenticate", login)[1])["token"]
+        status, text = http(f"{self.etcd_url}/v3/{path}", body, headers=headers)
+        if status != 200:
+            raise ClusterError(f"etcd refuses {path}: {status} {text}")
+        return text
+
+    def enable_etcd_users(self):
+        end = NAMESPACE[:-1] + chr(ord(NAMESPACE[-1]) + 1)
+        self.etcd_call("auth/role/add", {"name": "root"})
+        for role, kind in (("patroni", "READWRITE"), ("trunkline", "READ")):
+            permission = {"permType": kind, "key": encoded(NAMESPACE), "range_end": encoded(end)}
+            self.etcd_call("auth/role/add", {"name": role})
+            self.etcd_call("auth/role/grant", {"name": role, "perm": permission})
+        for user, password in ETCD_USERS.items():
+            self.etcd_call("auth/user/add", {"name": user, "password": password})
+            self.etcd_call("auth/user/grant", {"user": user, "role": user})
+        self.etcd_call("auth/enable", {})
+        self.etcd_has_users = True
 
     def set_up_roles(self, leader):
         self.sql(leader, None, file=self.service_account_sql, variables=[f"password={SERVICE_PASSWORD}"])
@@ -575,6 +630,8 @@ class Cluster:
             deadline = Deadline(self.options["timeout"])
             self.say("starting etcd")
             self.start_etcd()
+            if self.options["etcd_auth"]:
+                self.enable_etcd_users()
             first = self.nodes[0]
             self.say(f"starting {first.name}")
             self.start_node(first)
@@ -588,9 +645,10 @@ class Cluster:
             for node in self.nodes[1:]:
                 self.say(f"starting {node.name}")
                 self.start_node(node)
-            deadline.until(lambda: self.sql(first, "SELECT pg_is_in_recovery()") == "f", f"{first.name} to be writable",
-                           first.patroni_log)  # fmt: skip
-            self.set_up_roles(first)
+            if not self.options["standby_of"]:  # which has the roles of its source
+                deadline.until(lambda: self.sql(first, "SELECT pg_is_in_recovery()") == "f", f"{first.name} to be writable",
+                               first.patroni_log)  # fmt: skip
+                self.set_up_roles(first)
             self.say("waiting for the replicas to stream")
             self.wait(max(1, deadline.end - time.monotonic()))
             # It started with a short loop; now the pace asked for.
@@ -745,7 +803,12 @@ def main():
     up.add_argument("--name", help="Patroni's scope (default demo)")
     up.add_argument("--base", help="address of node1 (default 127.0.0.11)")
     up.add_argument("--nodes", type=int, choices=range(1, 10), metavar="N", help="default 3")
-    up.add_argument("--patroni", choices=["3.0", "4.1"], help="Debian's 3.0, or 4.1 from PyPI (default)")
+    up.add_argument("--patroni", choices=PATRONI_VERSIONS, help="Debian's 3.0, or from PyPI (default 4.1)")
+    up.add_argument("--postgres", metavar="BINDIR", type=os.path.abspath, help="PostgreSQL's programs (default Debian's)")
+    up.add_argument("--etcd", metavar="PROGRAM", type=os.path.abspath, help="default Debian's")
+    up.add_argument("--etcd-auth", action="store_const", const=True, help="etcd asks for users and passwords")
+    up.add_argument("--standby-of", metavar="HOST", help="a standby cluster that follows this server")
+    up.add_argument("--hba", action="append", metavar="LINE", help="a line of the servers' pg_hba.conf, before the usual ones")
     up.add_argument("--etcd-port", type=int, help="clients' port; the next one is for peers (default 12379)")
     up.add_argument("--ttl", type=int, help="Patroni's ttl in seconds, 20 at least (default 30)")
     up.add_argument("--loop-wait", type=int, help="Patroni's loop_wait in seconds (default 10)")

@@ -15,6 +15,8 @@ mod foreign;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod handler;
+#[cfg(test)]
+mod holding_tests;
 mod interrupts;
 mod orders;
 #[cfg(test)]
@@ -30,6 +32,8 @@ mod tests;
 mod tokens;
 mod transaction;
 mod transfer;
+mod turns;
+mod unread;
 mod views;
 #[cfg(test)]
 mod views_tests;
@@ -58,14 +62,14 @@ use crate::frontend::ClientStream;
 use crate::session::console::{ConsoleClient, ConsoleEnd};
 use crate::session::end::{Cause, Reason};
 use crate::session::registry::ConsoleSession;
-use crate::wire::frame::{self, Frame};
+use crate::wire::frame;
 use crate::wire::message;
 use handler::Handler;
 pub(in crate::admin) use handler::limits;
 use interrupts::Interrupts;
 pub use orders::ConsoleOrders;
 use orders::{Looks, SessionOrders};
-use request::{Change, ConsoleRequest, Names};
+use request::{Change, ConsoleRequest, Incoming, Names, Passing};
 use statement::Statement;
 
 /// For an answer that makes no progress because the client does not read it.
@@ -138,6 +142,7 @@ struct Conversation {
     names: Names,
     /// Read and not handled yet; never more than one frame and one read.
     buffer: BytesMut,
+    passing: Option<Passing>,
     session: Arc<ConsoleSession>,
     /// Bytes of frames that were handled.
     bytes_up: u64,
@@ -170,6 +175,7 @@ impl Conversation {
             handler,
             names: Names::default(),
             buffer: BytesMut::new(),
+            passing: None,
             session: Arc::clone(&session),
             bytes_up: 0,
         };
@@ -178,22 +184,22 @@ impl Conversation {
         }
         loop {
             // An answer is finished before an end counts.
-            let frame = tokio::select! {
+            let incoming = tokio::select! {
                 biased;
                 cause = has_to_end(&session, &closing) => return conversation.end(cause, true),
-                frame = conversation.frame() => frame,
+                incoming = conversation.incoming() => incoming,
                 () = sleep(PORTALS_STAY), if conversation.names.has_portals() => {
                     conversation.names.end_portals(&conversation.wire);
                     continue;
                 }
             };
-            let frame = match frame {
-                Ok(frame) => frame,
+            let incoming = match incoming {
+                Ok(incoming) => incoming,
                 Err(cause) => return conversation.end(cause, true),
             };
             let answered = tokio::select! {
                 biased;
-                answered = conversation.answer(frame) => answered,
+                answered = conversation.answer(incoming) => answered,
                 cause = is_late(&session, &closing) => return conversation.end(cause, false),
             };
             conversation.record();
@@ -223,21 +229,33 @@ impl Conversation {
         io.flush().await
     }
 
-    /// The next frame. Cancel safe: bytes that were read stay in the buffer.
-    async fn frame(&mut self) -> Result<Frame, Cause> {
+    /// The next message. Cancel safe: bytes that were read stay in the buffer.
+    async fn incoming(&mut self) -> Result<Incoming, Cause> {
         loop {
             if let Some(&tag) = self.buffer.first()
+                && self.passing.is_none()
                 && !request::is_known(tag)
             {
                 return Err(Cause::ClientProtocol(format!(
                     "invalid frontend message type 0x{tag:02x}"
                 )));
             }
-            match frame::next_frame(&mut self.buffer, request::LARGEST) {
-                Ok(Some(frame)) => {
+            self.passing = self.passing.take().or_else(|| Passing::begins(&self.buffer));
+            let next = if let Some(passing) = &mut self.passing {
+                self.bytes_up += u64::try_from(passing.pass(&mut self.buffer)).unwrap_or_default();
+                Ok(passing.passed())
+            } else {
+                frame::next_frame(&mut self.buffer, request::LARGEST).map(|frame| {
+                    let frame = frame?;
                     // With its type and its length word.
                     self.bytes_up += u64::try_from(frame.body.len() + 5).unwrap_or_default();
-                    return Ok(frame);
+                    Some(Incoming::Whole(frame))
+                })
+            };
+            match next {
+                Ok(Some(incoming)) => {
+                    self.passing = None;
+                    return Ok(incoming);
                 }
                 Ok(None) => {}
                 Err(fault) => return Err(Cause::ClientProtocol(fault.to_string())),
@@ -254,18 +272,19 @@ impl Conversation {
         }
     }
 
-    async fn answer(&mut self, frame: Frame) -> Result<(), Cause> {
+    async fn answer(&mut self, incoming: Incoming) -> Result<(), Cause> {
+        let tag = incoming.tag();
         // After a failed request everything up to the next Sync is skipped.
         let is_skipping = matches!(self.wire.state(), PgWireConnectionState::AwaitingSync);
-        if is_skipping && !matches!(frame.tag, b'S' | b'X') {
+        if is_skipping && !matches!(tag, b'S' | b'X') {
             return Ok(());
         }
-        let is_simple = frame.tag == b'Q';
-        let ends = matches!(frame.tag, b'Q' | b'S');
-        if !matches!(frame.tag, b'S' | b'X') {
+        let is_simple = tag == b'Q';
+        let ends = matches!(tag, b'Q' | b'S');
+        if !matches!(tag, b'S' | b'X') {
             self.session.begin();
         }
-        let answered = match request::read(&frame, &self.names) {
+        let answered = match request::read(&incoming, &self.names) {
             Ok(ConsoleRequest::Terminate) => return Err(Cause::ClientTerminated),
             Ok(ConsoleRequest::Message(message)) => {
                 let change = Change::of(&message);

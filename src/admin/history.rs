@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use reading::Reading;
-pub(super) use reading::Readings;
+pub(super) use reading::{Readings, samples};
 pub(super) use sampler::sample;
 use series::{Kind, Series};
 
@@ -123,7 +123,6 @@ impl History {
         self.ring().json(since, is_wanted)
     }
 
-    #[cfg_attr(not(test), allow(dead_code, reason = "for averages in the console"))]
     /// The mean of what is known of a series in its newest `points`, or its newest value with one
     /// point. `None`: nothing is known, or there is no such series.
     pub(super) fn mean(&self, about: About<'_>, series: &str, points: usize) -> Option<f64> {

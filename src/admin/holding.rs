@@ -132,6 +132,12 @@ pub struct SwitchoverPlan {
     pub candidate: String,
     /// The sessions on the leader, of all routers.
     pub sessions: MemberActivity,
+    /// Those of them that have a transaction open now, by route; of this process.
+    #[serde(default)]
+    pub open: Vec<OpenTransactions>,
+    /// Those of them that are pinned to their connection, by route; of this process.
+    #[serde(default)]
+    pub pinned: Vec<PinnedSessions>,
     pub peers: Vec<String>,
     /// Connections to the leader that do not come through the routers, by `pg_stat_activity`.
     pub direct: Vec<DirectConnections>,
@@ -139,6 +145,66 @@ pub struct SwitchoverPlan {
     pub remarks: Vec<String>,
     /// Why it is not possible now; empty if it is.
     pub problems: Vec<String>,
+}
+
+/// Sessions of a route with a transaction or a request under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenTransactions {
+    pub route: String,
+    pub sessions: u32,
+    /// Of the oldest transaction; `null`: the leader does not say.
+    pub oldest_s: Option<u64>,
+    /// The session that has it.
+    pub session: u64,
+    pub user: String,
+    pub client: String,
+}
+
+impl fmt::Display for OpenTransactions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            route,
+            sessions,
+            oldest_s,
+            session,
+            user,
+            client,
+        } = self;
+        write!(f, "route {route}: {sessions}")?;
+        match (sessions, oldest_s) {
+            (1, Some(age)) => write!(f, ", for {age} s")?,
+            (_, Some(age)) => write!(f, ", the oldest for {age} s")?,
+            (1, None) => {}
+            (_, None) => f.write_str(", one of them")?,
+        }
+        write!(f, " (session {session}: {user} at {client})")
+    }
+}
+
+/// Sessions of a route that are pinned to their server connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedSessions {
+    pub route: String,
+    pub sessions: u32,
+    /// The reasons with their sessions; a session may have several.
+    pub pins: BTreeMap<String, u32>,
+}
+
+impl fmt::Display for PinnedSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pins = self
+            .pins
+            .iter()
+            .map(|(reason, count)| format!("{reason} {count}"));
+        let pins: Vec<String> = pins.collect();
+        write!(
+            f,
+            "route {}: {} pinned ({})",
+            self.route,
+            self.sessions,
+            pins.join(", ")
+        )
+    }
 }
 
 /// How a switchover stands.
@@ -157,6 +223,9 @@ pub struct SwitchoverStatus {
     pub run_by: Option<OrderedBy>,
     /// What has happened so far, a sentence each.
     pub steps: Vec<String>,
+    /// The first sessions whose transactions it waited for, or waits for, one line each.
+    #[serde(default)]
+    pub open_sessions: Vec<String>,
 }
 
 impl fmt::Display for SwitchoverPlan {
@@ -171,7 +240,11 @@ impl fmt::Display for SwitchoverPlan {
         if !self.peers.is_empty() {
             writeln!(f, "peers that take part: {}", self.peers.join(", "))?;
         }
+        self.fmt_open(f)?;
         writeln!(f, "{}", cut_in_words(&self.sessions))?;
+        for pinned in &self.pinned {
+            writeln!(f, "  {pinned}")?;
+        }
         for DirectConnections {
             from,
             application,
@@ -185,6 +258,33 @@ impl fmt::Display for SwitchoverPlan {
         }
         for remark in &self.remarks {
             writeln!(f, "{remark}")?;
+        }
+        Ok(())
+    }
+}
+
+impl SwitchoverPlan {
+    /// For whom the switchover waits.
+    fn fmt_open(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let here: u32 = self.open.iter().map(|open| open.sessions).sum();
+        // The two are not counted at the same moment.
+        let all = self.sessions.transactions.max(here);
+        match all {
+            0 => write!(f, "no transaction is open now; ")?,
+            1 => writeln!(
+                f,
+                "1 transaction is open now; if it is open after the grace, it is rolled back"
+            )?,
+            _ => writeln!(
+                f,
+                "{all} transactions are open now; those that are open after the grace are rolled back"
+            )?,
+        }
+        for open in &self.open {
+            writeln!(f, "  {open}")?;
+        }
+        if all > here {
+            writeln!(f, "  at other routers and processes: {}", all - here)?;
         }
         Ok(())
     }
@@ -330,6 +430,51 @@ pub(super) fn cut_in_words(activity: &MemberActivity) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_says_who_would_wait() {
+        let mut plan = SwitchoverPlan {
+            cluster: "main".to_owned(),
+            leader: "db1".to_owned(),
+            candidate: "db2".to_owned(),
+            sessions: MemberActivity::default(),
+            open: Vec::new(),
+            pinned: Vec::new(),
+            peers: Vec::new(),
+            direct: Vec::new(),
+            remarks: Vec::new(),
+            problems: Vec::new(),
+        };
+        let lead = "cluster main: switch over from db1 to db2\n";
+        assert_eq!(
+            plan.to_string(),
+            format!("{lead}no transaction is open now; no session will be cut\n")
+        );
+        plan.sessions.transactions = 3;
+        plan.sessions.pinned = 1;
+        plan.open = vec![OpenTransactions {
+            route: "rw".to_owned(),
+            sessions: 2,
+            oldest_s: Some(7),
+            session: 9,
+            user: "app".to_owned(),
+            client: "10.0.0.9:5".to_owned(),
+        }];
+        let told = plan.to_string();
+        let lines: Vec<&str> = told.lines().skip(1).collect();
+        assert_eq!(
+            lines,
+            [
+                "3 transactions are open now; those that are open after the grace are rolled back",
+                "  route rw: 2, the oldest for 7 s (session 9: app at 10.0.0.9:5)",
+                "  at other routers and processes: 1",
+                "will be cut: 1 session pinned to its connection",
+            ]
+        );
+        // One that ended between the two looks is not below nothing.
+        plan.sessions.transactions = 0;
+        assert!(plan.to_string().contains("2 transactions are open now"), "{plan}");
+    }
 
     #[test]
     fn a_report_says_what_is_left() {

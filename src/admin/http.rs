@@ -5,6 +5,8 @@
 mod answer;
 mod api;
 #[cfg(test)]
+mod api_order_tests;
+#[cfg(test)]
 mod api_tests;
 mod app;
 mod connection_limit;
@@ -24,6 +26,10 @@ mod names;
 mod node;
 mod page;
 mod patroni;
+#[cfg(test)]
+mod patroni_tests;
+#[cfg(test)]
+mod readiness_tests;
 mod router;
 mod routes;
 mod serve;

@@ -4,7 +4,8 @@
 //! reader knows the version that it has, and a slow one gets the newest parts and misses those in
 //! between. Events and points of the history are read from where they are kept anyway. Nothing is
 //! put together while nobody reads. There are at most [`MOST_READERS`] readers, and
-//! [`MOST_OF_SOURCE`] of one address.
+//! [`MOST_OF_SOURCE`] of one address. Readers without the token keep out nobody who has it: the
+//! oldest of them is told so, and makes room.
 //!
 //! Refuses: to hold a connection that somebody else needs. To the limit of connections a reader is
 //! an idle client, which makes room for health checks.
@@ -12,17 +13,17 @@
 mod parts;
 mod reader;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::handles::Handles;
-use super::views::PoolView;
+use super::views::{CertificateView, PoolView};
 use crate::auth::login_throttle::network;
 use parts::Parts;
 pub(super) use reader::{Reader, Resumed};
@@ -36,7 +37,9 @@ pub(super) const MOST_OF_SOURCE: usize = 24;
 const LOOK: Duration = Duration::from_millis(250);
 /// Numbers that change all the time are sent this often.
 const EVERY: Duration = Duration::from_secs(1);
-/// Between two rounds to all processes of the router, for pools and for counts.
+/// What a first reader waits for the first round.
+const FIRST: Duration = Duration::from_secs(1);
+/// Between two rounds to all processes of the router, for pools and for counts; certificates, too.
 const GATHER: Duration = Duration::from_secs(2);
 
 /// What all readers share. Clones share it.
@@ -49,9 +52,15 @@ struct Shared {
     run: u64,
     now: watch::Sender<Now>,
     readers: watch::Sender<usize>,
-    /// Readers by address; none have 0.
-    sources: Mutex<HashMap<IpAddr, usize>>,
-    pools: Mutex<Vec<PoolView>>,
+    places: Mutex<Places>,
+    gathered: Mutex<Gathered>,
+}
+
+/// What is not put together for each look.
+#[derive(Debug, Default)]
+struct Gathered {
+    pools: Vec<PoolView>,
+    certificates: Vec<CertificateView>,
 }
 
 /// What there is to read.
@@ -64,11 +73,27 @@ struct Now {
     point: u64,
 }
 
+/// The places that are taken, by number: the oldest first.
+#[derive(Debug, Default)]
+struct Places {
+    next: u64,
+    taken: BTreeMap<u64, Taken>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    source: IpAddr,
+    has_token: bool,
+    /// Cancelled when somebody with the token gets its place.
+    makes_room: CancellationToken,
+}
+
 /// The place of one reader, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     live: Live,
-    source: IpAddr,
+    number: u64,
+    makes_room: CancellationToken,
 }
 
 /// There are too many readers.
@@ -85,30 +110,45 @@ impl Default for Live {
             run: u64::try_from(run.as_micros()).unwrap_or_default(),
             now: watch::Sender::default(),
             readers: watch::Sender::new(0),
-            sources: Mutex::default(),
-            pools: Mutex::default(),
+            places: Mutex::default(),
+            gathered: Mutex::default(),
         }))
     }
 }
 
 impl Live {
-    /// A place for a reader at this address.
-    pub(super) fn place(&self, source: IpAddr) -> Result<Place, Full> {
+    /// A place for a reader at this address. One with the token gets that of the oldest without, if
+    /// there is no other.
+    pub(super) fn place(&self, source: IpAddr, has_token: bool) -> Result<Place, Full> {
         let source = network(source);
-        let mut sources = self.sources();
-        if sources.values().sum::<usize>() >= MOST_READERS {
+        let mut places = self.places();
+        let is_here = |taken: &Taken| taken.source == source;
+        let is_full = |places: &Places| places.taken.len() >= MOST_READERS;
+        let is_full_here = |places: &Places| places.count(is_here) >= MOST_OF_SOURCE;
+        if !has_token && is_full(&places) {
             return Err(Full::All);
         }
-        let of_source = sources.entry(source).or_default();
-        if *of_source >= MOST_OF_SOURCE {
+        if is_full_here(&places) && !(has_token && places.make_room(is_here)) {
             return Err(Full::OfSource);
         }
-        *of_source += 1;
-        self.0.readers.send_replace(sources.values().sum());
-        drop(sources);
+        if is_full(&places) && !places.make_room(|_| true) {
+            return Err(Full::All);
+        }
+        let number = places.next;
+        places.next += 1;
+        let makes_room = CancellationToken::new();
+        let taken = Taken {
+            source,
+            has_token,
+            makes_room: makes_room.clone(),
+        };
+        places.taken.insert(number, taken);
+        self.0.readers.send_replace(places.taken.len());
+        drop(places);
         Ok(Place {
             live: self.clone(),
-            source,
+            number,
+            makes_room,
         })
     }
 
@@ -118,17 +158,19 @@ impl Live {
         *self.0.readers.borrow()
     }
 
-    fn sources(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.0.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pools(&self) -> MutexGuard<'_, Vec<PoolView>> {
-        self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.0.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts together what there is.
     fn publish(&self, handles: &Handles) {
-        let parts = Parts::of(handles, &self.pools());
+        let gathered = self.gathered();
+        let parts = Parts::of(handles, &gathered.pools, &gathered.certificates);
+        drop(gathered);
         let event = handles.events.newest();
         let point = *handles.history.newest().borrow();
         self.0.now.send_if_modified(|now| {
@@ -153,16 +195,31 @@ impl Live {
     }
 }
 
+impl Places {
+    fn count(&self, which: impl Fn(&Taken) -> bool) -> usize {
+        self.taken.values().filter(|taken| which(taken)).count()
+    }
+
+    /// Ends the oldest of these without the token. `false`: all have it.
+    fn make_room(&mut self, which: impl Fn(&Taken) -> bool) -> bool {
+        let mut taken = self.taken.iter();
+        let oldest = taken.find(|(_, taken)| !taken.has_token && which(taken));
+        let Some(number) = oldest.map(|(number, _)| *number) else {
+            return false;
+        };
+        if let Some(taken) = self.taken.remove(&number) {
+            taken.makes_room.cancel();
+        }
+        true
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut sources = self.live.sources();
-        if let Some(readers) = sources.get_mut(&self.source) {
-            *readers -= 1;
-            if *readers == 0 {
-                sources.remove(&self.source);
-            }
-        }
-        self.live.0.readers.send_replace(sources.values().sum());
+        let mut places = self.live.places();
+        // It may have made room already.
+        places.taken.remove(&self.number);
+        self.live.0.readers.send_replace(places.taken.len());
     }
 }
 
@@ -173,6 +230,12 @@ pub(super) async fn publish(live: Live, handles: watch::Receiver<Handles>, stop:
         tokio::select! {
             () = stop.cancelled() => return,
             _ = readers.wait_for(|readers| *readers > 0) => {}
+        }
+        // Counts and pools that are not known yet would look as if there were none.
+        let first = timeout(FIRST, gather_once(&live, &handles));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = first => {}
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -188,13 +251,19 @@ pub(super) async fn publish(live: Live, handles: watch::Receiver<Handles>, stop:
 async fn gather(live: &Live, handles: &watch::Receiver<Handles>) {
     let mut due = interval(GATHER);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    due.reset();
     loop {
         due.tick().await;
-        let operations = Arc::clone(&handles.borrow().operations);
-        drop(operations.refresh().await);
-        let pools = operations.pools().await.value;
-        *live.pools() = pools;
+        gather_once(live, handles).await;
     }
+}
+
+async fn gather_once(live: &Live, handles: &watch::Receiver<Handles>) {
+    let now = handles.borrow().clone();
+    drop(now.operations.refresh().await);
+    let pools = now.operations.pools().await.value;
+    let certificates = now.inventory.certificates();
+    *live.gathered() = Gathered { pools, certificates };
 }
 
 /// Publishes at once what concerns the topology, and everything else a little later.

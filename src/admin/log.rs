@@ -267,13 +267,7 @@ impl<W: Write> Write for OneLine<W> {
         let text = String::from_utf8_lossy(event);
         let (body, end) = text.strip_suffix('\n').map_or((&*text, ""), |body| (body, "\n"));
         let mut line = String::with_capacity(text.len());
-        for c in body.chars() {
-            if text::is_unsafe(c) && !(self.colours && c == '\u{1b}') {
-                line.extend(c.escape_default());
-            } else {
-                line.push(c);
-            }
-        }
+        text::push_escaped(&mut line, body, |c| self.colours && c == '\u{1b}');
         line.push_str(end);
         self.stream.write_all(line.as_bytes())?;
         Ok(event.len())

@@ -216,6 +216,11 @@ impl FileMetrics {
         self.refused.set(i64::from(!success));
     }
 
+    /// The newest configuration is the one that is in use already.
+    pub fn confirmed(&self) {
+        self.refused.set(0);
+    }
+
     /// The certificates that are in service now.
     pub fn certificates(&self, all: Vec<Expiry>) {
         self.certificates.store(Arc::new(all));

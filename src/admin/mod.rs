@@ -14,6 +14,7 @@ mod exposition;
 pub mod fit_metric;
 mod gather;
 mod handles;
+mod health;
 mod history;
 mod holding;
 mod http;
@@ -27,17 +28,20 @@ mod operations;
 mod process_limits;
 mod relation;
 mod sql;
+mod stats;
 mod views;
 mod write_timeout;
 
+pub use crate::events::subject as event_subject;
 #[cfg(any(test, fuzzing))]
 pub(crate) use console::fuzzing as console_fuzzing;
 pub use console::{Console, ConsoleOrders};
 pub use handles::{AccessView, ClusterView, Handles, Phase, Readiness};
+pub use health::{Facts, HealthView, ProblemView, Rank, Subject, Wellness};
 pub use history::History;
 pub use holding::{
-    HoldOperations, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
-    SwitchoverRequest, SwitchoverStatus,
+    HoldOperations, OpenTransactions, PauseReport, PauseRequest, PinnedSessions, StopCheck, StopEnd,
+    StopReport, SwitchoverPlan, SwitchoverRequest, SwitchoverStatus,
 };
 #[cfg(any(test, fuzzing))]
 pub(crate) use http::fuzzing as http_fuzzing;
@@ -45,8 +49,9 @@ pub use http::{AdminError, AdminThread, BoundHttp, Prepared, prepare};
 pub use inventory::Inventory;
 pub use metrics::Metrics;
 pub use operations::{CONSOLE_PHASE, Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
+pub use process_limits::memory_limit_of;
 pub use views::{
     Activity, CertificateView, ClusterSummary, DatabaseView, EventView, HoldView, IdleConnectionView,
-    LimitView, ListenerView, MemberView, PeerView, PoolMemberView, PoolView, RouteView, RouterView,
-    ServerConnectionView, SessionView, SettingView,
+    LeaderView, LimitView, ListenerView, MemberView, PeerView, PoolMemberView, PoolView, RouteView,
+    RouterView, ServerConnectionView, SessionView, SettingView,
 };

@@ -114,6 +114,17 @@ pub struct ReloadAnswer {
     pub faults: Vec<String>,
 }
 
+impl ReloadAnswer {
+    pub fn refused(faults: Vec<String>) -> Self {
+        Self {
+            applied: false,
+            changed: Vec::new(),
+            restart: Vec::new(),
+            faults,
+        }
+    }
+}
+
 /// A change of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {

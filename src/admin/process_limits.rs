@@ -28,7 +28,7 @@ pub(super) fn limits(handles: &Handles) -> Vec<LimitView> {
     }
     all.push(files);
     let mut memory = LimitView::new("memory", "process", "bytes");
-    if let Some(limit) = memory_limit() {
+    if let Some(limit) = memory_limit_of(None) {
         memory = memory.exactly(limit);
     }
     if let Some(resident) = metrics::resident_memory() {
@@ -38,9 +38,11 @@ pub(super) fn limits(handles: &Handles) -> Vec<LimitView> {
     all
 }
 
-/// The least `memory.max` of this process's control groups (version 2), if one has any.
-fn memory_limit() -> Option<u64> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+/// The least `memory.max` of a process's control groups (version 2), if one has any. `None`: of
+/// this process.
+pub fn memory_limit_of(process_id: Option<u32>) -> Option<u64> {
+    let process = process_id.map_or_else(|| "self".to_owned(), |id| id.to_string());
+    let own = std::fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
     let group = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
     least_limit(Path::new("/sys/fs/cgroup"), group)
 }

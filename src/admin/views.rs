@@ -4,8 +4,10 @@
 //! The fields' names are those of `docs/http.md`. JSON has them in the order of the alphabet, and
 //! `null` for what is not known.
 
+mod event;
 mod hold;
 mod inventory;
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,11 +19,13 @@ use super::handles::{ClusterView, Phase};
 use super::member_checks;
 use crate::cluster::snapshot::{AdminState, Leader, Member, NamedBy, Role, Snapshot};
 use crate::config::Route;
-use crate::events::{Event, Level, RecordedEvent};
 use crate::routing;
 use crate::session::generations::totals::MemberLoad;
+pub use event::EventView;
 pub use hold::HoldView;
-pub use inventory::{CertificateView, DatabaseView, LimitView, ListenerView, PeerView, SettingView};
+pub use inventory::{CertificateView, LimitView, ListenerView, PeerView, SettingView};
+pub use traffic::DatabaseView;
+pub(super) use traffic::{StatView, TrafficView};
 
 /// The router itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -449,8 +453,9 @@ pub struct PoolView {
     /// The role on the server.
     pub user: String,
     pub database: String,
-    /// To each member.
-    pub max_connections: usize,
+    /// To each member; `null` without a limit. Of tracked sessions without a pool it is the
+    /// cluster's.
+    pub max_connections: Option<usize>,
     /// To each member, on top, for sessions that have waited long.
     pub reserve: usize,
     /// Sessions that wait for a connection.
@@ -563,33 +568,6 @@ impl ServerConnectionView {
             leases: Some(idle.leases),
             router_process_id: pool.router_process_id,
         })
-    }
-}
-
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct EventView {
-    pub number: u64,
-    /// Milliseconds since 1970.
-    pub time_ms: u64,
-    pub level: Level,
-    /// The message of its line in the log.
-    pub text: String,
-    /// Its kind and its fields.
-    #[serde(flatten)]
-    pub event: Event,
-}
-
-impl EventView {
-    pub(super) fn new(recorded: &RecordedEvent) -> Self {
-        let RecordedEvent { number, at, event } = recorded;
-        Self {
-            number: *number,
-            time_ms: millis(*at),
-            level: event.level(),
-            text: event.to_string(),
-            event: event.clone(),
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use super::md5::Md5Hash;
 use super::scram::{DEFAULT_ITERATIONS, MAX_PASSWORD, MockSecret, Verifier, VerifierError};
 use crate::config::{Secret, without_mark};
 use crate::wire::startup::MAX_NAME;
+use crate::wire::text::is_unsafe;
 
 /// The users of one file.
 #[derive(Debug, Default)]
@@ -188,13 +189,13 @@ fn quoted(text: &[u8]) -> Result<(Zeroizing<Vec<u8>>, &[u8]), UserListErrorKind>
     }
 }
 
-/// A name for a message: at most 63 characters, no control characters.
+/// A name for a message: at most 63 characters, no control or format characters.
 fn shown(user: &[u8]) -> String {
     String::from_utf8_lossy(user)
         .chars()
         .take(63)
         .map(|c| {
-            if c.is_control() {
+            if is_unsafe(c) {
                 char::REPLACEMENT_CHARACTER
             } else {
                 c

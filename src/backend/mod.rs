@@ -31,6 +31,6 @@ pub use connection::{
 };
 pub use error::{ClientReply, ConnectError, ServerError, Step, Suspicion};
 pub use orderly::OrderlyStream;
-pub use socket::{open, set_user_timeout, tune_socket};
+pub use socket::{open, set_user_timeout, tune_listener};
 pub use tls::TlsSettingsError;
 pub(crate) use unverified::{CHANGING_HINT, Unverified};

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use super::Unverified;
 use crate::backend::{ConnectError, ServerConnection, query};
+use crate::wire::text::is_unsafe;
 
 /// The client's or its role's `statement_timeout` must not end the examination: with 1 ms it could
 /// not report why the role is refused. A separate message, since PostgreSQL measures the time of
@@ -207,7 +208,7 @@ fn refusal(row: &query::Row) -> Unverified {
     let text = |column: usize, most: usize| -> String {
         let value = row.get(column).and_then(Option::as_deref).unwrap_or_default();
         let value = String::from_utf8_lossy(value);
-        value.chars().filter(|c| !c.is_control()).take(most).collect()
+        value.chars().filter(|c| !is_unsafe(*c)).take(most).collect()
     };
     let (why, role) = (text(0, 300), text(1, 63));
     Unverified(

@@ -266,10 +266,15 @@ async fn an_unknown_host_is_a_resolve_error() {
 }
 
 #[tokio::test]
-async fn client_sockets_are_tuned() {
-    let address = server(|stream| async move { drop(stream) }).await;
-    let stream = TcpStream::connect(address).await.unwrap();
-    tune_socket(&stream, &options()).unwrap();
+async fn accepted_sockets_have_the_options_of_the_listening_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepted = async || {
+        let client = TcpStream::connect(address).await.unwrap();
+        (client, listener.accept().await.unwrap().0)
+    };
+    tune_listener(&listener, &options()).unwrap();
+    let (_client, stream) = accepted().await;
     let socket = socket2::SockRef::from(&stream);
     assert!(socket.tcp_nodelay().unwrap());
     assert!(socket.keepalive().unwrap());
@@ -277,6 +282,19 @@ async fn client_sockets_are_tuned() {
     assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
     assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
     assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+
+    // As after a reload.
+    let none = ServerOptions {
+        keepalive: None,
+        tcp_user_timeout: None,
+        ..options()
+    };
+    tune_listener(&listener, &none).unwrap();
+    let (_client, stream) = accepted().await;
+    let socket = socket2::SockRef::from(&stream);
+    assert!(socket.tcp_nodelay().unwrap());
+    assert!(!socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_user_timeout().unwrap(), None);
 }
 
 // Login, over memory.

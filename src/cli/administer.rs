@@ -10,15 +10,18 @@
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::exist::exist;
+use super::plain::plain_json;
 use super::remote::{Remote, Router, encoded};
 use super::table::Table;
 use super::tables::{held_beside_pools, member_table, pool_table, route_table, server_table, session_table};
+use super::words::{counted, time_up_to};
 use crate::admin::{
     ClusterSummary, HoldView, MemberView, PoolView, RouteView, RouterView, ServerConnectionView, SessionView,
 };
@@ -124,9 +127,10 @@ pub(super) enum Administer {
     Close {
         #[command(flatten)]
         member: Named,
-        /// Cut the remaining sessions after this many seconds.
-        #[arg(long, value_name = "SECONDS", conflicts_with = "now")]
-        grace: Option<u64>,
+        /// Cut the remaining sessions after this time, up to 24h: `30s`, `2m`; a number alone is
+        /// seconds. It counts in whole seconds, rounded up.
+        #[arg(long, value_name = "TIME", conflicts_with = "now", value_parser = |text: &str| time_up_to(text, 86_400))]
+        grace: Option<Duration>,
         /// Cut them at once, even in a transaction.
         #[arg(long)]
         now: bool,
@@ -207,12 +211,9 @@ fn session_id(text: &str) -> Result<u64, String> {
         .map_err(|_| "a session's id is a number, as `trunkline sessions` shows it".to_owned())
 }
 
-/// `1 session`, `2 sessions`
-fn sessions_in_words(count: u64) -> String {
-    match count {
-        1 => "1 session".to_owned(),
-        count => format!("{count} sessions"),
-    }
+/// Nobody is cut before the time is over.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 pub(super) fn run(command: &Administer) -> ExitCode {
@@ -262,14 +263,14 @@ fn answer(command: &Administer) -> Result<String, String> {
         Administer::Close { member, grace, now } => {
             let body = match (now, grace) {
                 (true, _) => json!({"when": "now"}),
-                (false, Some(grace)) => json!({"when": "boundary", "grace_s": grace}),
+                (false, Some(grace)) => json!({"when": "boundary", "grace_s": whole_seconds(*grace)}),
                 (false, None) => json!({"when": "boundary"}),
             };
             let answer = post(member, "close-sessions", Some(&body))?;
             printed(&member.remote, &answer, |answer: Value| {
                 let ending = answer["sessions"].as_u64().unwrap_or_default();
                 let verb = if ending == 1 { "is" } else { "are" };
-                format!("{}: {} {verb} ending\n", member.name, sessions_in_words(ending))
+                format!("{}: {} {verb} ending\n", member.name, counted(ending, "session"))
             })
         }
         Administer::Pools { remote, route } => {
@@ -313,10 +314,9 @@ fn answer(command: &Administer) -> Result<String, String> {
             let path = format!("/api/v1/pools/reconnect{}", remote.query(&[]));
             let answer = remote.router()?.change(&path, Some(&body))?;
             printed(remote, &answer, |answer: Value| {
-                match answer["connections"].as_u64().unwrap_or_default() {
-                    1 => "1 connection is replaced\n".to_owned(),
-                    count => format!("{count} connections are replaced\n"),
-                }
+                let count = answer["connections"].as_u64().unwrap_or_default();
+                let verb = if count == 1 { "is" } else { "are" };
+                format!("{} {verb} replaced\n", counted(count, "connection"))
             })
         }
         Administer::Router { action } => router(action),
@@ -357,11 +357,15 @@ fn set_route(route: &NamedRoute, action: &str) -> Result<String, String> {
     let path = format!("/api/v1/routes/{}/{action}", encoded(&route.name));
     let answer = route.remote.router()?.change(&path, None)?;
     printed(&route.remote, &answer, |route: RouteView| {
-        let sessions = sessions_in_words(u64::try_from(route.sessions).unwrap_or(u64::MAX));
+        let sessions = counted(route.sessions, "session");
         match (route.admin.as_str(), route.sessions) {
             ("disabled", 0) => format!("{}: disabled\n", route.name),
             ("disabled", 1) => format!("{}: disabled; {sessions} goes on\n", route.name),
             ("disabled", _) => format!("{}: disabled; {sessions} go on\n", route.name),
+            ("enabled", _) if route.paused_s.is_some() => format!(
+                "{0}: enabled, and still paused: its clients wait until `trunkline unpause {0}`\n",
+                route.name
+            ),
             (admin, _) => format!("{}: {admin}\n", route.name),
         }
     })
@@ -433,7 +437,7 @@ fn members(remote: &Remote) -> Result<String, String> {
     if remote.cluster.is_some() {
         let all = router.look(&format!("/api/v1/members{}", remote.query(&[])))?;
         if remote.json {
-            return Ok(format!("{all:#}\n"));
+            return Ok(plain_json(format_args!("{all:#}\n")));
         }
         let clusters = clusters(&router)?;
         let cluster = clusters
@@ -450,7 +454,7 @@ fn members(remote: &Remote) -> Result<String, String> {
     }
     if remote.json {
         let all: Vec<&Value> = found.iter().flat_map(|(_, members)| list(members)).collect();
-        return Ok(format!("{:#}\n", json!(all)));
+        return Ok(plain_json(format_args!("{:#}\n", json!(all))));
     }
     let several = found.len() > 1;
     let mut text = String::new();
@@ -511,7 +515,7 @@ fn printed<T: DeserializeOwned>(
     words: impl FnOnce(T) -> String,
 ) -> Result<String, String> {
     if remote.json {
-        return Ok(format!("{answer:#}\n"));
+        return Ok(plain_json(format_args!("{answer:#}\n")));
     }
     understood(answer).map(words)
 }
@@ -561,9 +565,9 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_sessions() {
-        assert_eq!(sessions_in_words(1), "1 session");
-        assert_eq!(sessions_in_words(2), "2 sessions");
+    fn numbers() {
+        let seconds = [0, 1, 1000, 1001].map(|millis| whole_seconds(Duration::from_millis(millis)));
+        assert_eq!(seconds, [0, 1, 1, 2]);
         let told = session_id("abc").expect_err("no number");
         assert!(told.contains("`trunkline sessions` shows it"), "{told}");
     }

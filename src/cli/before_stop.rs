@@ -15,8 +15,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::remote::Remote;
+use super::words::time_up_to;
 use crate::admin::{StopCheck, StopEnd, StopReport};
-use crate::config;
 
 /// For the first question, and where the router does not say a limit.
 const FIRST: Duration = Duration::from_secs(3);
@@ -25,7 +25,8 @@ const FIRST: Duration = Duration::from_secs(3);
 pub(super) struct BeforeStop {
     #[command(flatten)]
     remote: Remote,
-    /// How long to wait for open transactions, up to 30s.
+    /// How long to wait for open transactions, up to 30s: `500ms`, `5s`, `1m`; a number alone is
+    /// seconds.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = |text: &str| time_up_to(text, 30))]
     grace: Duration,
     /// Say what would be held, and whether the token, the member and the peers are right; holds
@@ -38,21 +39,6 @@ pub(super) struct BeforeStop {
     /// Another member than the one on this host.
     #[arg(long, value_name = "NAME")]
     member: Option<String>,
-}
-
-/// A time as in the configuration: `500ms`, `5s`, `1m`.
-pub(super) fn time(text: &str) -> Result<Duration, String> {
-    config::parse_duration(text).ok_or_else(|| "a number with a unit: ms, s, m or h".to_owned())
-}
-
-/// The same, with a limit in seconds.
-pub(super) fn time_up_to(text: &str, most: u64) -> Result<Duration, String> {
-    let parsed = time(text)?;
-    if parsed > Duration::from_secs(most) {
-        let most = config::shown_duration(Duration::from_secs(most));
-        return Err(format!("at most {most}"));
-    }
-    Ok(parsed)
 }
 
 pub(super) fn run(command: &BeforeStop) -> ExitCode {

@@ -16,6 +16,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::plain::{plain, plain_lines};
+use super::words::counted;
 use crate::auth::scram::MockSecret;
 use crate::cluster::examine::{Depth, examine};
 use crate::config::{
@@ -47,15 +49,15 @@ fn try_out(config: &Config) -> ExitCode {
     for cluster in config.clusters.values() {
         let routes = config.routes.values().map(|route| &**route);
         match runtime.block_on(examine(Arc::clone(cluster), &config.auth, routes, Depth::Needed)) {
-            Ok(findings) => {
-                for finding in findings {
-                    println!("{finding}");
+            Ok(examined) => {
+                for finding in examined.findings {
+                    println!("{}", plain(&finding));
                     errors += usize::from(finding.is_bad());
                     untried += usize::from(finding.is_untried());
                 }
             }
             Err(error) => {
-                println!("FAILED  cluster {}: {error}", cluster.name);
+                println!("FAILED  cluster {}: {}", cluster.name, plain(error));
                 errors += 1;
             }
         }
@@ -64,8 +66,7 @@ fn try_out(config: &Config) -> ExitCode {
         println!("{}", all_is_well(untried));
         return ExitCode::SUCCESS;
     }
-    let noun = if errors == 1 { "check" } else { "checks" };
-    eprintln!("{}: {errors} {noun} failed", config.path.display());
+    eprintln!("{}: {} failed", config.path.display(), counted(errors, "check"));
     ExitCode::FAILURE
 }
 
@@ -86,19 +87,15 @@ pub fn load_and_report(path: &Path) -> Option<Config> {
     match config::load(path) {
         Ok(config) if !access_is_right(&config) => None,
         Ok(config) => {
-            print!("{}", summary(&config));
+            print!("{}", plain_lines(summary(&config)));
             for warning in config.warnings() {
-                eprintln!("warning: {warning}");
+                eprintln!("warning: {}", plain_lines(warning));
             }
             Some(config)
         }
         Err(errors) => {
-            eprintln!("{errors}");
-            let (count, noun) = (
-                errors.count(),
-                if errors.count() == 1 { "error" } else { "errors" },
-            );
-            eprintln!("{}: {count} {noun}", path.display());
+            eprintln!("{}", plain_lines(&errors));
+            eprintln!("{}: {}", path.display(), counted(errors.count(), "error"));
             None
         }
     }
@@ -110,21 +107,17 @@ fn access_is_right(config: &Config) -> bool {
     match AuthPolicy::load(&config.auth, around, &MockSecret::new(None)) {
         Ok(access) => {
             for warning in access.warnings(around) {
-                eprintln!("warning: {warning}");
+                eprintln!("warning: {}", plain_lines(warning));
             }
             true
         }
         Err(errors) => {
-            eprintln!("{errors}");
-            let (count, noun) = (
-                errors.lines.len(),
-                if errors.lines.len() == 1 {
-                    "error"
-                } else {
-                    "errors"
-                },
+            eprintln!("{}", plain_lines(&errors));
+            eprintln!(
+                "{}: {}",
+                config.path.display(),
+                counted(errors.lines.len(), "error")
             );
-            eprintln!("{}: {count} {noun}", config.path.display());
             false
         }
     }
@@ -188,9 +181,9 @@ fn summary(config: &Config) -> String {
         };
         let _ = writeln!(
             text,
-            "certificate {} ({part}): {names}; {} days left, until {}",
+            "certificate {} ({part}): {names}; {}, until {}",
             leaf.cert_file.display(),
-            leaf.days_left(now),
+            days_in_words(leaf.days_left(now)),
             leaf.expires()
         );
     }
@@ -268,6 +261,14 @@ pub(super) fn certificates(config: &Config) -> Vec<(ReloadUnit, Leaf)> {
         all.extend(pair.map(|pair| (ReloadUnit::ServerTls(Arc::clone(&cluster.name)), pair.leaf())));
     }
     all
+}
+
+/// `30 days left`, `expired 2 days ago`
+pub(super) fn days_in_words(left: i64) -> String {
+    match left {
+        0.. => format!("{} left", counted(left, "day")),
+        ago => format!("expired {} ago", counted(ago.unsigned_abs(), "day")),
+    }
 }
 
 pub(super) fn unix_now() -> i64 {

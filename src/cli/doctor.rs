@@ -17,6 +17,8 @@ mod directories;
 mod files;
 mod holder;
 mod host;
+mod ldap;
+mod memory;
 mod names;
 mod peers;
 mod place;
@@ -28,14 +30,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use futures_util::future::{join, join_all};
+use futures_util::future::{join, join_all, join3};
 use serde_json::{Value, json};
 
+use self::peers::Identity;
 use self::place::Place;
+use super::plain::plain_json;
+use super::words::counted;
 use crate::auth::scram::MockSecret;
-use crate::cluster::examine::{Depth, Finding, ProbeOutcome, examine};
+use crate::cluster::examine::{Depth, Examination, Finding, ProbeOutcome, examine};
 use crate::config::{self, Config, ConfigError};
 use crate::frontend::auth_policy::{AuthPolicy, PolicyContext};
+use crate::wire::text::is_unsafe;
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
@@ -70,7 +76,10 @@ pub(super) fn run(command: &Doctor) -> ExitCode {
     let count = |level: &str| findings.iter().filter(|finding| word(finding) == level).count();
     let fails = count("fail");
     if command.json {
-        println!("{:#}", document(&findings, fails == 0));
+        println!(
+            "{}",
+            plain_json(format_args!("{:#}", document(&findings, fails == 0)))
+        );
     } else {
         for finding in &findings {
             if !command.quiet || matches!(word(finding), "warn" | "fail") {
@@ -78,9 +87,10 @@ pub(super) fn run(command: &Doctor) -> ExitCode {
             }
         }
         println!(
-            "{}: {} ok, {}, {}, {} skipped",
+            "{}: {} ok, {}, {}, {}, {} skipped",
             command.config.display(),
             count("ok"),
+            counted(count("note"), "note"),
             counted(count("warn"), "warning"),
             counted(fails, "failure"),
             count("skip")
@@ -114,12 +124,14 @@ fn findings(command: &Doctor) -> Result<Vec<Finding>, String> {
         "has no errors",
     )];
     findings.extend(warnings(&config));
-    findings.extend(access(&config));
+    let (of_access, policy) = access(&config);
+    findings.extend(of_access);
     findings.push(place.finding());
     findings.extend(files::findings(&config, &place));
     findings.extend(directories::findings(&config, &place));
     findings.extend(ports::findings(&config, &place));
     findings.extend(host::findings(&config, &place));
+    findings.push(memory::finding(&config, &place));
     findings.extend(place.unit_findings(&config));
     findings.extend(certificates::findings(&config));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -127,9 +139,15 @@ fn findings(command: &Doctor) -> Result<Vec<Finding>, String> {
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     let asked = runtime.block_on(async {
-        let elsewhere = join(names::findings(&config), peers::findings(&config));
-        let ((names, peers), clusters) = join(elsewhere, clusters(&config)).await;
-        [names, peers, clusters].concat()
+        let elsewhere = join3(
+            names::findings(&config),
+            peers::findings(&config),
+            ldap::findings(&config, policy.as_ref()),
+        );
+        let ((names, peers, ldap), (clusters, identities)) = join(elsewhere, clusters(&config)).await;
+        // What a cluster is shows only when its servers have answered.
+        let of_peers = peers::clusters(&config, &identities).await;
+        [names, ldap, peers, of_peers, clusters].concat()
     });
     // A name service that does not answer is not waited for.
     runtime.shutdown_background();
@@ -144,7 +162,16 @@ fn fault(error: &ConfigError) -> Finding {
         what = format!("{what}: {}", error.path);
     }
     let hint = error.hint.clone();
-    let hint = hint.unwrap_or_else(|| "correct this key; docs/configuration.md describes it".to_owned());
+    let hint = hint.unwrap_or_else(|| {
+        let hint = if error.message.starts_with("unknown key") {
+            "remove this key; docs/configuration.md lists those that there are"
+        } else if error.path.is_empty() {
+            "correct this file; docs/configuration.md describes it"
+        } else {
+            "correct this key; docs/configuration.md describes it"
+        };
+        hint.to_owned()
+    });
     Finding::bad(what, &error.message, hint)
 }
 
@@ -163,7 +190,7 @@ fn warnings(config: &Config) -> impl Iterator<Item = Finding> {
 }
 
 /// The rules and users of clients' logins.
-fn access(config: &Config) -> Vec<Finding> {
+fn access(config: &Config) -> (Vec<Finding>, Option<AuthPolicy>) {
     let around = PolicyContext::of(config);
     let what = || "rules for clients' logins".to_owned();
     match AuthPolicy::load(&config.auth, around, &MockSecret::new(None)) {
@@ -173,31 +200,49 @@ fn access(config: &Config) -> Vec<Finding> {
             findings.extend(
                 warnings.map(|warning| Finding::remark(what(), warning, "remove or change the rule")),
             );
-            findings
+            (findings, Some(policy))
         }
         Err(errors) => {
             let lines = errors.lines.into_iter();
             let hint = "correct the line; docs/authentication.md describes the rules";
-            lines.map(|line| Finding::bad(what(), line, hint)).collect()
+            (lines.map(|line| Finding::bad(what(), line, hint)).collect(), None)
         }
     }
 }
 
-async fn clusters(config: &Config) -> Vec<Finding> {
+async fn clusters(config: &Config) -> (Vec<Finding>, Vec<Identity>) {
     let each = config.clusters.values().map(|cluster| async {
         let routes = config.routes.values().map(|route| &**route);
         let examined = examine(Arc::clone(cluster), &config.auth, routes, Depth::All).await;
-        examined.unwrap_or_else(|error| {
-            let what = format!("cluster {}", cluster.name);
-            vec![Finding::bad(what, error, "correct the cluster's settings of TLS")]
-        })
+        match examined {
+            Ok(Examination {
+                findings,
+                system_identifier,
+                leader,
+            }) => {
+                let identity = system_identifier.map(|system_identifier| Identity {
+                    cluster: Arc::clone(&cluster.name),
+                    system_identifier,
+                    leader,
+                });
+                (findings, identity)
+            }
+            Err(error) => {
+                let what = format!("cluster {}", cluster.name);
+                let finding = Finding::bad(what, error, "correct the cluster's settings of TLS");
+                (vec![finding], None)
+            }
+        }
     });
-    join_all(each).await.concat()
+    let (findings, identities): (Vec<Vec<Finding>>, Vec<Option<Identity>>) =
+        join_all(each).await.into_iter().unzip();
+    (findings.concat(), identities.into_iter().flatten().collect())
 }
 
 fn word(finding: &Finding) -> &'static str {
     match finding.outcome {
         ProbeOutcome::Good(_) => "ok",
+        ProbeOutcome::Note(_) => "note",
         ProbeOutcome::Remark { .. } => "warn",
         ProbeOutcome::Bad { .. } => "fail",
         ProbeOutcome::Untried(_) => "skip",
@@ -207,19 +252,19 @@ fn word(finding: &Finding) -> &'static str {
 /// What was found, and what to do.
 fn told(finding: &Finding) -> (&str, Option<&str>) {
     match &finding.outcome {
-        ProbeOutcome::Good(found) | ProbeOutcome::Untried(found) => (found, None),
+        ProbeOutcome::Good(found) | ProbeOutcome::Note(found) | ProbeOutcome::Untried(found) => (found, None),
         ProbeOutcome::Remark { found, hint } | ProbeOutcome::Bad { error: found, hint } => {
             (found, Some(hint))
         }
     }
 }
 
-/// One line: a control character of a server's text does not break it.
+/// One line: no character of a server's text breaks it, or hides anything.
 fn line(finding: &Finding) -> String {
     let (found, hint) = told(finding);
     let hint = hint.map(|hint| format!("; hint: {hint}")).unwrap_or_default();
     let text = format!("{:<4}  {}: {found}{hint}", word(finding), finding.what);
-    text.replace(|c: char| c.is_control(), " ")
+    text.replace(is_unsafe, " ")
 }
 
 fn document(findings: &[Finding], is_well: bool) -> Value {
@@ -233,13 +278,6 @@ fn document(findings: &[Finding], is_well: bool) -> Value {
     json!({"result": if is_well { "ok" } else { "fail" }, "findings": each})
 }
 
-fn counted(count: usize, noun: &str) -> String {
-    match count {
-        1 => format!("1 {noun}"),
-        count => format!("{count} {noun}s"),
-    }
-}
-
 /// A file of a few bytes, as the kernel's settings are.
 fn read_small(path: impl AsRef<Path>) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
@@ -249,6 +287,44 @@ fn read_small(path: impl AsRef<Path>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The hints for the errors of a file.
+    fn hints(path: &Path) -> Vec<String> {
+        let errors = config::load(path).expect_err("it has errors");
+        let findings = errors.iter().map(fault);
+        findings
+            .map(|finding| told(&finding).1.unwrap_or_default().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn a_fault_of_the_configuration_has_the_hint_that_fits() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("trunkline.yaml");
+        assert_eq!(hints(&path), ["create it, or correct its name"]);
+        assert_eq!(
+            hints(directory.path()),
+            ["correct this file; docs/configuration.md describes it"]
+        );
+        let hints_of = |text: &str| {
+            std::fs::write(&path, text).expect("written");
+            hints(&path)
+        };
+        let rest = "clusters: {main: {members: [{name: a, host: a}]}}\n";
+        for (text, hint) in [
+            ("workers: 1\nworkers: 2\n", "remove one of the two"),
+            ("zzz: 1\n", "remove this key; docs/configuration.md lists"),
+            ("worker: 1\n", "did you mean `workers`?"),
+            (
+                "workers: many\n",
+                "correct this key; docs/configuration.md describes it",
+            ),
+            ("http: {token_file: gone}\n", "create it, or correct its name"),
+        ] {
+            let hints = hints_of(&format!("{text}{rest}"));
+            assert!(hints[0].starts_with(hint), "{text}: {hints:?}");
+        }
+    }
 
     #[test]
     fn a_finding_is_one_line_with_its_hint() {
@@ -263,9 +339,5 @@ mod tests {
             json!({"level": "fail", "about": "port *:1", "found": "in\nuse", "hint": "stop it"})
         );
         assert_eq!(document["findings"][1]["hint"], Value::Null);
-        assert_eq!(
-            [0, 1, 2].map(|count| counted(count, "failure")),
-            ["0 failures", "1 failure", "2 failures"]
-        );
     }
 }

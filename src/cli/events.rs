@@ -12,9 +12,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
+use super::plain::plain_json;
 use super::remote::{Remote, Router};
 use super::screen::Colour;
 use super::status::screen::event_line;
+use super::words::counted;
 
 /// Between two questions.
 const EVERY: Duration = Duration::from_secs(1);
@@ -103,7 +105,8 @@ fn follow(command: &Events) -> Result<(), Stop> {
         first.events.drain(..first.events.len().saturating_sub(lines));
     }
     if !command.follow && command.remote.json {
-        writeln!(io::stdout().lock(), "{:#}", Value::Array(first.events))?;
+        let all = Value::Array(first.events);
+        writeln!(io::stdout().lock(), "{}", plain_json(format_args!("{all:#}")))?;
         return Ok(());
     }
     print(command, &first.events)?;
@@ -144,7 +147,7 @@ fn print(command: &Events, events: &[Value]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for event in events {
         if command.remote.json {
-            writeln!(out, "{event}")?;
+            writeln!(out, "{}", plain_json(event))?;
         } else {
             writeln!(
                 out,
@@ -195,9 +198,15 @@ impl Reader {
             Some(first) if first == (number, at) => _ = events.remove(0),
             // It keeps the newest only, and there have been many.
             Some((first, _)) if first > number && !events.is_empty() => {
+                let missing = first - number - 1;
+                let (verb, them) = if missing == 1 {
+                    ("is", "it")
+                } else {
+                    ("are", "them")
+                };
                 notes.push(format!(
-                    "{} events are missing: the router does not keep them any more; its log has them",
-                    first - number - 1
+                    "{} {verb} missing: the router does not keep {them} any more; its log has {them}",
+                    counted(missing, "event")
                 ));
             }
             _ => {
@@ -277,6 +286,17 @@ mod tests {
         assert_eq!(numbers(&read), [6, 7]);
         assert!(
             read.notes[0].starts_with("2 events are missing"),
+            "{:?}",
+            read.notes
+        );
+    }
+
+    #[test]
+    fn one_event_is_missing_in_the_singular() {
+        let mut reader = Reader { last: Some((3, 11)) };
+        let read = reader.read_from(process(&[(5, 20)])).unwrap();
+        assert!(
+            read.notes[0].starts_with("1 event is missing"),
             "{:?}",
             read.notes
         );

@@ -34,6 +34,7 @@ use notes::Notes;
 use write::ImportOutcome;
 
 use crate::config;
+use crate::wire::text::is_unsafe;
 
 /// A file's size: that of our own configuration.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -216,9 +217,7 @@ fn save(path: &Path, yaml: &str, force: bool) -> Result<(), Error> {
 /// A file's name on one line.
 fn shown(path: &Path) -> String {
     let name = path.display().to_string();
-    name.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    name.chars().map(|c| if is_unsafe(c) { '?' } else { c }).collect()
 }
 
 /// By the first line that only one of them could have.

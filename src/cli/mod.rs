@@ -17,6 +17,7 @@ pub(crate) mod import;
 #[cfg(test)]
 mod man;
 mod pause;
+mod plain;
 mod reload;
 mod remote;
 mod schema;
@@ -27,10 +28,12 @@ mod table;
 mod tables;
 mod top;
 mod upgrade;
+mod words;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 use crate::admin::log::say;
@@ -69,14 +72,14 @@ enum Command {
     },
     /// Look for everything that a start needs, and for what would surprise somebody later.
     ///
-    /// One line for each thing: `ok`, `warn`, `fail` or `skip`, what was found, and what to do. It
-    /// changes nothing, and may run beside the router. Exits with 1 if something fails; warnings
-    /// are 0.
+    /// One line for each thing: `ok`, `note`, `warn`, `fail` or `skip`, what was found, and what to
+    /// do. It changes nothing, and may run beside the router. Exits with 1 if something fails;
+    /// warnings are 0.
     Doctor(doctor::Doctor),
     /// Show on one screen what is going on, and whether all is well.
     ///
     /// Exits with 0 if all is well, with 1 if something is not as it should be, and with 2 if
-    /// clients of a route find no server or the router does not answer.
+    /// clients of a route find no server, or the router does not answer or refuses the question.
     Status(status::Status),
     /// Show what happened to the router and its clusters.
     Events(events::Events),
@@ -138,7 +141,8 @@ enum Command {
 pub fn main() -> ExitCode {
     // Every TLS configuration names its provider; this is for libraries that ask for the default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    match Arguments::parse().command {
+    let arguments = Arguments::try_parse().map_err(with_our_word);
+    match arguments.unwrap_or_else(|error| error.exit()).command {
         Command::Run { detach: true, .. } => detach::run(),
         Command::Run {
             config, take_over, ..
@@ -160,6 +164,22 @@ pub fn main() -> ExitCode {
         Command::Unpause(command) => pause::unpause(&command),
         Command::Administer(command) => administer::run(&command),
     }
+}
+
+/// Commands of other programs, and the one that does the same here.
+const OF_OTHERS: &[(&str, &str)] = &[("resume", "unpause")];
+
+/// The error with the command that was probably meant.
+fn with_our_word(mut error: clap::Error) -> clap::Error {
+    let word = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(word)) => word.as_str(),
+        _ => return error,
+    };
+    if let Some((_, ours)) = OF_OTHERS.iter().find(|(theirs, _)| *theirs == word) {
+        let ours = ContextValue::Strings(vec![(*ours).to_owned()]);
+        error.insert(ContextKind::SuggestedSubcommand, ours);
+    }
+    error
 }
 
 // The log is not set up before the configuration is read: errors in it go to standard error as they
@@ -205,5 +225,15 @@ mod tests {
         ] {
             assert!(Arguments::try_parse_from(right.split(' ')).is_ok(), "{right}");
         }
+    }
+
+    #[test]
+    fn a_word_of_other_programs_leads_to_ours() {
+        let told = Arguments::try_parse_from(["trunkline", "resume", "read-write", "-c", "a"]);
+        let told = told.map_err(with_our_word).expect_err("no command").to_string();
+        assert!(
+            told.contains("subcommand 'resume'") && told.contains("'unpause'"),
+            "{told}"
+        );
     }
 }

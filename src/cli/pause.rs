@@ -12,9 +12,9 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::before_stop::time_up_to;
 use super::remote::{Remote, encoded};
 use super::tables::session_table;
+use super::words::{counted, time_up_to};
 use crate::admin::{Activity, PauseReport, SessionView};
 use crate::config::shown_duration;
 
@@ -30,10 +30,12 @@ pub(super) struct Pause {
     /// At the peers, too.
     #[arg(long)]
     all_peers: bool,
-    /// How long to wait for open transactions.
+    /// How long to wait for open transactions, up to 1h: `500ms`, `5s`, `2m`; a number alone is
+    /// seconds.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = |text: &str| time_up_to(text, 3600))]
     wait: Duration,
-    /// How long the pause lasts, if nobody ends it; up to 1h.
+    /// How long the pause lasts, if nobody ends it, up to 1h: `30s`, `5m`; a number alone is
+    /// seconds.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = |text: &str| time_up_to(text, 3600))]
     timeout: Duration,
 }
@@ -110,10 +112,11 @@ fn paused(command: &Pause) -> Result<bool, String> {
         println!("{}", next_step(command));
         return Ok(report.missing.is_empty());
     }
-    match report.open {
-        1 => println!("{route}: paused, and 1 transaction is still open"),
-        open => println!("{route}: paused, and {open} transactions are still open"),
-    }
+    let verb = if report.open == 1 { "is" } else { "are" };
+    println!(
+        "{route}: paused, and {} {verb} still open",
+        counted(report.open, "transaction")
+    );
     println!("{}", next_step(command));
     let path = format!("/api/v1/sessions{}", remote.query(&[("route", Some(route))]));
     let sessions = router.look(&path)?;

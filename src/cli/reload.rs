@@ -15,12 +15,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::time::Instant;
 
+use super::plain::{plain, plain_lines};
 use crate::admin::ReloadAnswer;
-use crate::config;
+use crate::config::{self, ConfigError};
 use crate::runtime::{FILE, FileAnswer, RELOAD};
 
 /// Longer than a reload or an upgrade takes: clusters have 10 s to find their members, passphrase
@@ -28,32 +30,57 @@ use crate::runtime::{FILE, FileAnswer, RELOAD};
 const PATIENCE: Duration = Duration::from_mins(3);
 /// The limit for connecting and for sending the request.
 const CONNECT: Duration = Duration::from_secs(10);
-/// More than any answer.
-const MOST: u64 = 16 * 1024 * 1024;
+const SILENT: &str = "the process has not answered within 3 minutes; its log may say why";
+/// More than any answer: the longest one has an error for each of the 20,000 values that a
+/// configuration may have.
+const MOST: usize = 16 * 1024 * 1024;
 
 /// 0: it is in force, but for what needs an upgrade or a restart. 1: it is rejected, or no process
 /// answered.
+///
+/// The process is asked also if this command finds errors: so it refuses the file itself, and its
+/// log, events, status and metrics say that.
 pub(super) fn run(path: &Path) -> ExitCode {
-    let config = match config::load(path) {
-        Ok(config) => config,
+    let (socket, errors) = match config::load(path) {
+        Ok(config) => (config.control_socket, Vec::new()),
         Err(errors) => {
-            eprintln!("{errors}");
-            eprintln!("not reloaded: {} has errors", path.display());
-            return ExitCode::FAILURE;
+            eprintln!("{}", plain_lines(&errors));
+            // Without the file's name: the process may know it by another one.
+            let without_name = |error: &ConfigError| {
+                let file = error.file.display().to_string();
+                error.to_string().split_off(file.len())
+            };
+            let errors = errors.iter().map(without_name).collect();
+            (config::find_control_socket(path), errors)
         }
     };
-    let Some(socket) = &config.control_socket else {
-        eprintln!("not reloaded: control_socket is not set; send SIGHUP to the process and look at its log");
+    let Some(socket) = &socket else {
+        if errors.is_empty() {
+            eprintln!(
+                "not reloaded: control_socket is not set; send SIGHUP to the process and look at its log"
+            );
+        } else {
+            eprintln!(
+                "not reloaded: {} has errors. No control_socket can be read from it, so a running process was not asked, and \
+                 keeps its configuration",
+                path.display()
+            );
+        }
         return ExitCode::FAILURE;
     };
-    if let Err(error) = check_file(socket, path) {
-        eprintln!("not reloaded: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    match ask(socket, RELOAD) {
-        Ok(answer) => tell(&answer),
+    let asked = check_file(socket, path).and_then(|()| ask(socket, RELOAD));
+    match asked {
+        Ok(answer) => tell(&answer, path, &errors),
+        Err(error) if errors.is_empty() => {
+            eprintln!("not reloaded: {}", plain(format_args!("{error:#}")));
+            ExitCode::FAILURE
+        }
         Err(error) => {
-            eprintln!("not reloaded: {error:#}");
+            let error = plain(format_args!("{error:#}"));
+            eprintln!(
+                "not reloaded: {} has errors, and no running process was asked: {error}",
+                path.display()
+            );
             ExitCode::FAILURE
         }
     }
@@ -95,23 +122,35 @@ pub(super) fn ask<Answer: DeserializeOwned>(path: &Path, request: &str) -> anyho
 /// `None`: the process closed the connection, perhaps because it does not know the request.
 fn ask_any<Answer: DeserializeOwned>(path: &Path, request: &str) -> anyhow::Result<Option<Answer>> {
     let mut socket = connect(path, CONNECT)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
     socket.write_all(request.as_bytes())?;
-    let mut line = String::new();
-    let read = socket.take(MOST).read_to_string(&mut line);
-    read.map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            anyhow!(
-                "the process has not answered within {} s; its log may say why",
-                PATIENCE.as_secs()
-            )
-        }
-        _ => error.into(),
-    })?;
+    let line = read_answer(&mut socket, Instant::now() + PATIENCE, MOST)?;
     if line.is_empty() {
         return Ok(None);
     }
-    Ok(Some(serde_json::from_str(&line)?))
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+/// Reads until the other side closes the connection: until then, and no more than that.
+fn read_answer(socket: &mut UnixStream, until: Instant, most: usize) -> anyhow::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut part = [0; 16 * 1024];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!(SILENT);
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.read(&mut part) {
+            Ok(0) => return Ok(answer),
+            Ok(count) if answer.len() + count > most => {
+                bail!("the process sends more than {most} bytes, and no more is read: it is no router")
+            }
+            Ok(count) => answer.extend_from_slice(&part[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!(SILENT),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Connects within `limit`: the queue of a process that is stopped may be full.
@@ -135,21 +174,35 @@ fn connect(path: &Path, limit: Duration) -> anyhow::Result<UnixStream> {
     }
 }
 
-fn tell(answer: &ReloadAnswer) -> ExitCode {
+/// `errors`: those that this command has found and printed, without the file's name.
+fn tell(answer: &ReloadAnswer, path: &Path, errors: &[String]) -> ExitCode {
     for change in &answer.changed {
-        println!("changed: {change}");
+        println!("changed: {}", plain(change));
     }
     for key in &answer.restart {
-        println!("takes effect after `trunkline upgrade` (sessions stay) or a restart: {key}");
+        println!(
+            "takes effect after `trunkline upgrade` (sessions stay) or a restart: {}",
+            plain(key)
+        );
     }
-    for error in &answer.faults {
-        eprintln!("{error}");
+    let is_printed = |fault: &&String| errors.iter().any(|error| fault.ends_with(error));
+    for error in answer.faults.iter().filter(|fault| !is_printed(fault)) {
+        eprintln!("{}", plain_lines(error));
+    }
+    match (answer.applied, errors) {
+        (true, []) => println!("reloaded"),
+        (true, _) => {
+            println!("reloaded: the running process does not find the errors that this command finds");
+        }
+        (false, []) => eprintln!("not reloaded: the previous configuration stays in force"),
+        (false, _) => eprintln!(
+            "not reloaded: {} has errors. The running process refuses it, and keeps its configuration",
+            path.display()
+        ),
     }
     if answer.applied {
-        println!("reloaded");
         ExitCode::SUCCESS
     } else {
-        eprintln!("not reloaded: the previous configuration stays in force");
         ExitCode::FAILURE
     }
 }
@@ -189,5 +242,27 @@ mod tests {
             "{refused}"
         );
         assert!(refused.contains("Reload with SIGHUP"), "{refused}");
+    }
+    #[test]
+    fn an_answer_without_end_is_read_no_further() {
+        let later = || Instant::now() + Duration::from_mins(1);
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let endless = std::thread::spawn(move || while there.write_all(&[b'['; 4096]).is_ok() {});
+        let told = read_answer(&mut here, later(), 10_000).unwrap_err().to_string();
+        assert!(told.contains("more than 10000 bytes"), "{told}");
+        drop(here);
+        endless.join().unwrap();
+        // Nor one that comes byte by byte for ever.
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        let slow = std::thread::spawn(move || while there.write_all(b" ").is_ok() {});
+        let soon = Instant::now() + Duration::from_millis(50);
+        let told = read_answer(&mut here, soon, usize::MAX).unwrap_err().to_string();
+        assert_eq!(told, SILENT);
+        drop(here);
+        slow.join().unwrap();
+        let (mut here, mut there) = UnixStream::pair().unwrap();
+        there.write_all(b"{}").unwrap();
+        drop(there);
+        assert_eq!(read_answer(&mut here, later(), 2).unwrap(), b"{}");
     }
 }

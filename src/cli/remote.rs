@@ -13,15 +13,16 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 
-use super::table::plain;
+use super::plain::{make_plain, plain};
 use crate::config::{self, BindAddress, HttpAccess, Secret};
 use crate::tls::{self, Authorities, NameCheck, ServerVerifier, signature};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Processes of the router that did not answer: see docs/http.md.
 const INCOMPLETE: &str = "x-trunkline-incomplete";
-/// An answer; a session takes a few hundred bytes.
-const MAX_ANSWER: usize = 256 * 1024 * 1024;
+/// The longest answer that is read. The longest one that a router gives is the list of its
+/// sessions, of which each takes about 700 bytes: this is enough for 90,000.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 /// What works while the configuration file does not.
 const OTHER_WAY: &str = "Use --url http://HOST:6434 --token-file FILE.";
@@ -64,6 +65,25 @@ pub(super) struct Router {
     /// What it says is passed on as it is, as JSON.
     is_exact: bool,
     runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// Why a question has no answer, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nobody was asked: what leads to the router cannot be used.
+    Unasked(String),
+    /// The router does not answer, or something else does.
+    Silent(String),
+    /// It answers, and does not do it, or is not understood.
+    Refused(String),
+}
+
+impl Fault {
+    pub(super) fn words(self) -> String {
+        match self {
+            Self::Unasked(text) | Self::Silent(text) | Self::Refused(text) => text,
+        }
+    }
 }
 
 impl Drop for Router {
@@ -159,6 +179,11 @@ impl Router {
     }
 
     pub(super) fn look(&self, path: &str) -> Result<Value, String> {
+        self.look_closely(path).map_err(Fault::words)
+    }
+
+    /// As [`Self::look`]; the fault says whether the router answers at all.
+    pub(super) fn look_closely(&self, path: &str) -> Result<Value, Fault> {
         self.ask(Method::GET, path, None)
     }
 
@@ -170,13 +195,13 @@ impl Router {
             }
             Err(fault) => return Err(format!("this needs the token: {fault}\n{OTHER_WAY}")),
         }
-        self.ask(Method::POST, path, body)
+        self.ask(Method::POST, path, body).map_err(Fault::words)
     }
 
     /// As [`Self::change`], also without a token: then the router logs that somebody asked without
     /// the right.
     pub(super) fn change_anyway(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
-        let asked = self.ask(Method::POST, path, body);
+        let asked = self.ask(Method::POST, path, body).map_err(Fault::words);
         // What keeps the token away is said here in more detail than there.
         match (&self.token, asked) {
             (Ok(Some(_)), asked) | (_, asked @ Ok(_)) => asked,
@@ -184,52 +209,51 @@ impl Router {
         }
     }
 
-    fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, String> {
+    fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Fault> {
         let url = with_cluster(&format!("{}{path}", self.base), self.cluster.as_deref());
         let mut request = self.client.request(method, url);
         if let Ok(Some(token)) = &self.token {
             // A token in clear over a network is one that others have.
             if self.base.starts_with("https:") || is_here(&self.base) {
-                let token =
-                    std::str::from_utf8(token.expose()).map_err(|_| "the token is not text".to_owned())?;
+                let token = std::str::from_utf8(token.expose())
+                    .map_err(|_| Fault::Unasked("the token is not text".to_owned()))?;
                 request = request.bearer_auth(token);
             } else {
-                return Err(format!(
+                return Err(Fault::Unasked(format!(
                     "the token is not sent unencrypted to {}: use https://, or omit --token-file",
                     self.base
-                ));
+                )));
             }
         }
         if let Some(body) = body {
             request = request.body(body.to_string());
         }
-        let runtime = self.runtime.as_ref().ok_or("the router was already closed")?;
+        let closed = || Fault::Silent("the router was already closed".to_owned());
+        let runtime = self.runtime.as_ref().ok_or_else(closed)?;
         let (status, text, incomplete) = runtime
             .block_on(async {
                 let mut response = request.send().await?;
                 let incomplete = response.headers().get(INCOMPLETE).cloned();
                 let mut text = Vec::new();
                 while let Some(chunk) = response.chunk().await? {
-                    text.extend_from_slice(&chunk);
-                    if text.len() > MAX_ANSWER {
-                        break;
+                    if text.len() + chunk.len() > MAX_ANSWER {
+                        return Ok((response.status(), None, incomplete));
                     }
+                    text.extend_from_slice(&chunk);
                 }
-                Ok((response.status(), text, incomplete))
+                Ok((response.status(), Some(text), incomplete))
             })
-            .map_err(|error: reqwest::Error| match tls::among_causes(&error) {
-                Some(reason) => format!("TLS with {} failed: {reason}{}", self.base, tls_hint(&reason)),
-                None if error.is_connect() || error.is_timeout() => {
-                    let hint = if self.is_local {
-                        " (is the router running on this host?)"
-                    } else {
-                        ""
-                    };
-                    format!("{} does not answer: {}{hint}", self.base, causes(&error))
-                }
-                None => no_http(&self.base, &causes(&error)),
-            })?;
+            .map_err(|error: reqwest::Error| Fault::Silent(plain(self.silence(&error))))?;
+        let Some(text) = text else {
+            return Err(Fault::Silent(format!(
+                "{} sends more than {} MiB, and no more is read: it is no router, or has too many sessions (then ask for \
+                 a part of them, as with --route)",
+                self.base,
+                MAX_ANSWER / 1024 / 1024
+            )));
+        };
         let mut value = serde_json::from_slice::<Value>(&text);
+        // It goes to a terminal, and the other side may be anybody.
         if let (false, Ok(value)) = (self.is_exact, &mut value) {
             make_plain(value);
         }
@@ -240,38 +264,38 @@ impl Router {
         }
         match (status, value) {
             (StatusCode::OK, Ok(value)) => Ok(value),
-            (StatusCode::ACCEPTED, _) => Err(
+            (StatusCode::ACCEPTED, _) => Err(Fault::Refused(
                 "the router accepted the change, but it has not taken effect within a second; check again"
                     .to_owned(),
-            ),
+            )),
             (_, Ok(value)) if value["error"].is_string() => {
                 let error = plain(value["error"].as_str().unwrap_or_default());
-                Err(match value["hint"].as_str() {
+                Err(Fault::Refused(match value["hint"].as_str() {
                     Some(hint) => format!("{error} ({})", plain(hint)),
                     None => error,
-                })
+                }))
             }
-            (status, _) => Err(format!("{} answers {status}, unlike a router", self.base)),
+            (status, _) => Err(Fault::Silent(format!(
+                "{} answers {status}, unlike a router",
+                self.base
+            ))),
         }
     }
-}
 
-/// What is printed from an answer goes to a terminal, and the other side may be anybody.
-fn make_plain(value: &mut Value) {
-    match value {
-        Value::String(text) if text.contains(char::is_control) => *text = plain(text),
-        Value::Array(all) => all.iter_mut().for_each(make_plain),
-        Value::Object(all) => {
-            let keys = all.keys().any(|key| key.contains(char::is_control));
-            if keys {
-                *all = std::mem::take(all)
-                    .into_iter()
-                    .map(|(key, value)| (plain(&key), value))
-                    .collect();
+    /// Why a request has got no answer.
+    fn silence(&self, error: &reqwest::Error) -> String {
+        match tls::among_causes(error) {
+            Some(reason) => format!("TLS with {} failed: {reason}{}", self.base, tls_hint(&reason)),
+            None if error.is_connect() || error.is_timeout() => {
+                let hint = if self.is_local {
+                    " (is the router running on this host?)"
+                } else {
+                    ""
+                };
+                format!("{} does not answer: {}{hint}", self.base, causes(error))
             }
-            all.values_mut().for_each(make_plain);
+            None => no_http(&self.base, &causes(error)),
         }
-        _ => {}
     }
 }
 
@@ -474,161 +498,4 @@ impl ServerCertVerifier for Pinned {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_for_this_host_or_for_https() {
-        for here in [
-            "http://127.0.0.1:6434",
-            "http://[::1]:6434",
-            "http://localhost:6434",
-        ] {
-            assert!(is_here(here), "{here}");
-        }
-        for elsewhere in [
-            "http://db1:6434",
-            "http://10.0.0.1:6434",
-            "http://127.0.0.1.example:1",
-            "nonsense",
-        ] {
-            assert!(!is_here(elsewhere), "{elsewhere}");
-        }
-    }
-
-    fn asking(url: String) -> String {
-        let remote = Remote {
-            config: None,
-            url: Some(url),
-            token_file: None,
-            ca_file: None,
-            cluster: None,
-            json: false,
-        };
-        remote
-            .router()
-            .and_then(|router| router.look("/api/v1/members"))
-            .expect_err("nobody answers as a router does")
-    }
-
-    /// What is asked there is answered with this, whatever it was.
-    fn answering(with: &'static [u8]) -> std::net::SocketAddr {
-        use std::io::{Read as _, Write as _};
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("bound");
-        std::thread::spawn(move || {
-            for mut client in listener.incoming().flatten() {
-                let _ = client.read(&mut [0; 1024]);
-                let _ = client.write_all(with);
-            }
-        });
-        address
-    }
-
-    #[test]
-    fn another_port_or_scheme_is_named_as_that() {
-        for with in [&b""[..], b"ready drain\n"] {
-            let told = asking(format!("http://{}", answering(with)));
-            assert!(told.contains("does not answer in HTTP"), "{told}");
-            assert!(told.contains("http.address (6434 by default)"), "{told}");
-        }
-        let told = asking(format!(
-            "https://{}",
-            answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        ));
-        assert!(told.contains("the other side does not speak TLS"), "{told}");
-        assert!(told.contains("write http://"), "{told}");
-        let told = asking("127.0.0.1:6434".to_owned());
-        assert!(told.contains("begin the URL with http://"), "{told}");
-    }
-
-    #[test]
-    fn what_another_side_says_gives_a_terminal_no_orders() {
-        let hostile = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n\
-            {\"error\":\"\\u001b[2J\\nFAKE\",\"hint\":\"\\u0007\\u009b\"}";
-        let told = asking(format!("http://{}", answering(hostile)));
-        assert!(told.contains("\\u{1b}[2J\\nFAKE (\\u{7}\\u{9b})"), "{told}");
-        assert!(!told.contains(char::is_control), "{told}");
-        let mut value = serde_json::json!([{"a\u{1b}": ["b\u{1b}", 1]}]);
-        make_plain(&mut value);
-        assert_eq!(value, serde_json::json!([{"a\\u{1b}": ["b\\u{1b}", 1]}]));
-    }
-
-    fn by_configuration(text: &str) -> (tempfile::TempDir, Remote) {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("trunkline.yaml");
-        std::fs::write(&path, text).expect("written");
-        let remote = Remote {
-            config: Some(path),
-            url: None,
-            token_file: None,
-            ca_file: None,
-            cluster: None,
-            json: false,
-        };
-        (directory, remote)
-    }
-
-    #[test]
-    fn faults_elsewhere_in_the_file_do_not_hide_the_router() {
-        let address = answering(
-            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]",
-        );
-        let text = format!(
-            "clusters: {{main: {{patroni: {{endpoints: [nonsense]}}, pool: 1}}}}\nlistenres: 7\n\
-             tls: {{certificates: [{{cert_file: gone.crt, key_file: gone.key}}]}}\n\
-             http: {{address: \"{address}\", token_file: gone.token, agent_check: 3}}\n"
-        );
-        let (directory, remote) = by_configuration(&text);
-        let router = remote.router().expect("found");
-        assert_eq!(router.look("/api/v1/members"), Ok(serde_json::json!([])));
-        let told = router.change("/api/v1/router/drain", None).expect_err("no token");
-        assert!(
-            told.contains("http.token_file") && told.contains(OTHER_WAY),
-            "{told}"
-        );
-        // A token that every user can read.
-        let token = directory.path().join("gone.token");
-        std::fs::write(&token, "0123456789abcdef").expect("written");
-        let told = remote
-            .router()
-            .and_then(|router| router.change("/api/v1/router/drain", None))
-            .expect_err("a token that is open");
-        assert!(told.contains("is open to every user"), "{told}");
-    }
-
-    #[test]
-    fn a_file_that_does_not_lead_to_the_router_is_told_with_another_way() {
-        for (text, fault) in [
-            ("http:\n\taddress: 1\n", "use spaces, not tabs"),
-            ("http: {address: 6434}\n", "as in `\"*:6434\"`"),
-            ("http: [1]\n", "expected a map"),
-        ] {
-            let (_directory, remote) = by_configuration(text);
-            let told = remote.router().err().expect("a fault");
-            assert!(
-                told.contains(fault) && told.contains("--url http://HOST:6434"),
-                "{told}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_router_that_does_not_run_is_asked_about() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a port");
-        let (_directory, remote) = by_configuration(&format!("http: {{address: \"{free}\"}}\n"));
-        let told = remote
-            .router()
-            .and_then(|router| router.look("/api/v1/members"))
-            .expect_err("nothing listens");
-        assert!(told.contains("is the router running on this host?"), "{told}");
-    }
-
-    #[test]
-    fn names_are_encoded() {
-        assert_eq!(encoded("db-1_a.b~"), "db-1_a.b~");
-        assert_eq!(encoded("a/b c?ü"), "a%2Fb%20c%3F%C3%BC");
-    }
-}
+mod tests;

@@ -4,6 +4,8 @@ use std::io::IsTerminal as _;
 
 use clap::ValueEnum;
 
+use crate::wire::text::is_unsafe;
+
 /// When output has colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Colour {
@@ -56,9 +58,9 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Control characters do not reach the terminal: it would obey them.
+    /// Control and format characters do not reach the terminal: it would obey them.
     pub(super) fn new(mood: Mood, text: &str) -> Self {
-        let text = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+        let text = text.chars().map(|c| if is_unsafe(c) { ' ' } else { c });
         Self {
             mood,
             text: text.collect(),

@@ -19,8 +19,9 @@ use std::time::Duration;
 use clap::Args;
 
 use self::seen::Seen;
-use self::verdict::{Verdict, Wellness};
-use super::remote::Remote;
+use self::verdict::{Verdict, Wellness, code};
+use super::plain::plain_json;
+use super::remote::{Fault, Remote};
 use super::screen::Colour;
 
 /// Time limit of each of the few questions.
@@ -36,28 +37,35 @@ pub(super) struct Status {
 }
 
 /// 0: all is well. 1: something is not as it should be. 2: clients of a route find no server, or
-/// the router does not answer.
+/// the router does not answer or refuses the question, or it cannot be asked.
 pub(super) fn run(command: &Status) -> ExitCode {
     let asked = command
         .remote
         .router_within(ANSWER)
+        .map_err(Fault::Unasked)
         .and_then(|router| Seen::ask(&router, &command.remote));
     let seen = match asked {
         Ok(seen) => seen,
-        Err(problem) => {
+        Err(fault) => {
+            let (word, lead) = match fault {
+                Fault::Unasked(_) => ("not asked", "NOT ASKED: "),
+                Fault::Silent(_) => (Wellness::NoService.word(), "NO ANSWER: "),
+                Fault::Refused(_) => ("refused", ""),
+            };
+            let problem = fault.words();
             if command.remote.json {
-                let document = serde_json::json!({"result": Wellness::NoService.word(), "problems":
-                    [{"severity": Wellness::NoService.word(), "text": problem}]});
-                println!("{document:#}");
+                let document =
+                    serde_json::json!({"result": word, "problems": [{"severity": word, "text": problem}]});
+                println!("{}", plain_json(format_args!("{document:#}")));
             } else {
-                eprintln!("NO ANSWER: {problem}");
+                eprintln!("{lead}{problem}");
             }
-            return Wellness::NoService.code();
+            return code(Wellness::NoService);
         }
     };
     let verdict = Verdict::of(&seen);
     let text = if command.remote.json {
-        format!("{:#}\n", verdict.document(&seen))
+        plain_json(format_args!("{:#}\n", verdict.document(&seen)))
     } else {
         let width = width();
         let lines = screen::lines(&seen, &verdict, width.unwrap_or(usize::MAX));
@@ -68,7 +76,7 @@ pub(super) fn run(command: &Status) -> ExitCode {
     };
     // Who reads only the beginning has closed the pipe.
     let _ = io::stdout().write_all(text.as_bytes());
-    verdict.wellness().code()
+    code(verdict.wellness())
 }
 
 /// `None`: not a terminal, and nothing is cut.

@@ -14,8 +14,8 @@ use clap::Args;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::before_stop::time_up_to;
 use super::remote::{Remote, Router};
+use super::words::time_up_to;
 use crate::admin::{SwitchoverPlan, SwitchoverStatus};
 
 /// Between two looks at a running switchover.
@@ -36,7 +36,7 @@ pub(super) struct Switchover {
     /// otherwise the standby that is least behind.
     #[arg(long, value_name = "NODE")]
     to: Option<String>,
-    /// How long to wait for open transactions, up to 20s.
+    /// How long to wait for open transactions, up to 20s: `500ms`, `5s`; a number alone is seconds.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = |text: &str| time_up_to(text, 20))]
     grace: Duration,
     /// Leave out this peer, which does not answer: its clients see errors. May be repeated.
@@ -105,7 +105,7 @@ fn follow(
     runtime: &tokio::runtime::Runtime,
     mut interrupted: Signal,
 ) -> Result<bool, String> {
-    let (mut shown, mut failed) = (0, 0);
+    let (mut shown, mut failed, mut has_sessions) = (0, 0, false);
     loop {
         let is_interrupted = runtime.block_on(async {
             tokio::select! {
@@ -130,6 +130,15 @@ fn follow(
             println!("{step}");
         }
         shown = status.steps.len();
+        if !has_sessions && !status.open_sessions.is_empty() {
+            has_sessions = true;
+            for session in &status.open_sessions {
+                println!("  {session}");
+            }
+            if !status.is_committed && !status.is_over {
+                println!("  (Ctrl-C undoes it)");
+            }
+        }
         if status.is_over {
             return Ok(status.has_succeeded);
         }

@@ -1,5 +1,7 @@
 //! Tables for people: columns as wide as their widest cell.
 
+use super::plain::plain;
+
 /// The longest cell; it may contain a server's error text.
 const MAX_CELL: usize = 120;
 
@@ -57,17 +59,6 @@ impl Table {
         }
         text
     }
-}
-
-/// With control characters escaped: a terminal would obey them, and a line would become two.
-pub(super) fn plain(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = (!c.is_control()).then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
 }
 
 #[cfg(test)]

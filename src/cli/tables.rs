@@ -17,6 +17,11 @@ fn optional(value: Option<&impl ToString>) -> String {
     word(&value.map(ToString::to_string).unwrap_or_default())
 }
 
+/// A process id; 0 is none, or one that is not known.
+fn process(id: u32) -> String {
+    optional((id > 0).then_some(&id))
+}
+
 pub(super) fn member_table(members: &[MemberView]) -> String {
     let mut table = Table::new(&[
         "NAME",
@@ -124,11 +129,12 @@ pub(super) fn pool_table(pools: &[PoolView]) -> String {
                 member.leased.to_string(),
                 member.opening.to_string(),
                 member.pinned.to_string(),
-                pool.max_connections.to_string(),
+                pool.max_connections
+                    .map_or_else(|| "-".to_owned(), |most| most.to_string()),
                 pool.reserve.to_string(),
                 pool.waiting.to_string(),
                 format!("{}ms", pool.longest_wait_ms),
-                pool.router_process_id.to_string(),
+                process(pool.router_process_id),
                 word(&pins.collect::<Vec<_>>().join(",")),
             ]);
         }
@@ -145,7 +151,7 @@ pub(super) fn server_table(servers: &[ServerConnectionView]) -> String {
     for server in servers {
         table.row(vec![
             word(&server.member),
-            server.process_id.to_string(),
+            process(server.process_id),
             word(&server.route),
             word(&server.user),
             word(&server.database),
@@ -154,7 +160,7 @@ pub(super) fn server_table(servers: &[ServerConnectionView]) -> String {
             optional(server.held_s.map(age).as_ref()),
             optional(server.idle_ms.map(|idle| age(idle / 1000)).as_ref()),
             optional(server.leases.as_ref()),
-            optional((server.router_process_id > 0).then_some(&server.router_process_id)),
+            process(server.router_process_id),
         ]);
     }
     table.text()
@@ -174,7 +180,7 @@ pub(super) fn session_table(sessions: &[SessionView]) -> String {
             word(&session.database),
             word(&session.route),
             word(&session.member),
-            session.process_id.to_string(),
+            process(session.process_id),
             session_state(session),
             optional(held(session).as_ref()),
             age(session.age_s),
@@ -182,7 +188,7 @@ pub(super) fn session_table(sessions: &[SessionView]) -> String {
             bytes(session.bytes_up),
             bytes(session.bytes_down),
             optional(session.tls.as_ref()),
-            optional((session.router_process_id > 0).then_some(&session.router_process_id)),
+            process(session.router_process_id),
         ]);
     }
     table.text()
@@ -254,6 +260,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cli::status::scene::session;
 
     #[test]
     fn amounts_and_ages_are_short() {
@@ -261,6 +268,38 @@ mod tests {
         assert_eq!(shown, ["0", "1023", "1.5k", "10k", "20M", "3.0G"]);
         let shown = [12, 312, 11_100, 183_600].map(age);
         assert_eq!(shown, ["12s", "5m12s", "3h5m", "2d3h"]);
+    }
+
+    #[test]
+    fn a_session_without_a_server_connection_has_no_process_id() {
+        let mut cut = session(7, "idle", 9, 3, 0);
+        cut.member.clear();
+        cut.process_id = 0;
+        cut.router_process_id = 0;
+        cut.phase = "detached".to_owned();
+        let text = session_table(&[cut]);
+        let row: Vec<&str> = text.lines().nth(1).expect("a row").split_whitespace().collect();
+        assert_eq!(
+            row,
+            [
+                "7",
+                "10.0.0.9:7",
+                "app",
+                "app",
+                "rw",
+                "-",
+                "-",
+                "idle,",
+                "detached",
+                "-",
+                "9s",
+                "3",
+                "0",
+                "0",
+                "-",
+                "-"
+            ]
+        );
     }
 
     #[test]

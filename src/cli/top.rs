@@ -26,8 +26,10 @@ use self::asking::{Answer, Asker, Look};
 use self::rates::Rates;
 use self::terminal::{Input, Terminal};
 use self::view::{Action, View};
+use super::plain::plain_json;
 use super::remote::Remote;
 use super::screen::{Colour, Line, Mood};
+use super::words::time_within;
 
 /// How long a key is waited for before the screen is looked at again.
 const TICK: Duration = Duration::from_millis(100);
@@ -38,8 +40,8 @@ const SIZE: (usize, usize) = (80, 24);
 pub(super) struct Top {
     #[command(flatten)]
     remote: Remote,
-    /// Seconds between two looks, 0.2 to 3600.
-    #[arg(short, long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+    /// The time between two looks, 200ms to 1h: `500ms`, `5s`, `1m`; a number alone is seconds.
+    #[arg(short, long, value_name = "TIME", default_value = "2s", value_parser = delay)]
     delay: Duration,
     /// Print screens one after the other, and read no keys.
     #[arg(short, long)]
@@ -58,11 +60,8 @@ pub(super) struct Top {
     color: Colour,
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.2..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("a number of seconds, 0.2 to 3600".to_owned()),
-    }
+fn delay(text: &str) -> Result<Duration, String> {
+    time_within(text, Duration::from_millis(200), Duration::from_hours(1))
 }
 
 /// 0: it was ended by a key or a signal. 1: the router did not answer at all, or the terminal
@@ -105,7 +104,7 @@ fn batch(command: &Top, count: u32, with_rates: bool) -> Result<(), String> {
         let look = asker.look()?;
         let mut text = String::new();
         if command.remote.json {
-            text = format!("{:#}\n", look.document());
+            text = plain_json(format_args!("{:#}\n", look.document()));
         } else {
             let rates = before.as_ref().map(|before| Rates::between(before, &look));
             let height = look.sessions.len().saturating_add(200);
@@ -176,7 +175,7 @@ fn live(command: &Top) -> Result<(), String> {
             Input::Resized => {}
             Input::Nothing => is_changed = lost.is_some(),
         }
-        match asked.answer() {
+        match asked.answer()? {
             Some(Answer::Look(Ok(newer))) => {
                 lost = None;
                 is_asked = false;
@@ -210,10 +209,11 @@ mod tests {
 
     #[test]
     fn delays() {
-        assert_eq!(seconds("2"), Ok(Duration::from_secs(2)));
-        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
-        for wrong in ["0", "0.1", "-1", "3601", "nan", "inf", "2s", ""] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
+        assert_eq!(delay("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(delay("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(delay("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["0", "0.1", "-1", "3601", "2h", "199ms", "nan", ""] {
+            assert!(delay(wrong).is_err(), "{wrong}");
         }
     }
 }

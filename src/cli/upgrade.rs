@@ -10,6 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::plain::{plain, plain_lines};
 use super::reload::{ask, check_file};
 use crate::config;
 use crate::runtime::{UPGRADE, UpgradeAnswer};
@@ -20,7 +21,7 @@ pub(super) fn run(path: &Path, socket: Option<PathBuf>) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
         Err(errors) => {
-            eprintln!("{errors}");
+            eprintln!("{}", plain_lines(errors));
             eprintln!("not upgraded: {} has errors", path.display());
             return ExitCode::FAILURE;
         }
@@ -33,13 +34,13 @@ pub(super) fn run(path: &Path, socket: Option<PathBuf>) -> ExitCode {
         return ExitCode::FAILURE;
     };
     if let Err(error) = check_file(&socket, path) {
-        eprintln!("not upgraded: {error:#}");
+        eprintln!("not upgraded: {}", plain(format_args!("{error:#}")));
         return ExitCode::FAILURE;
     }
     match ask::<UpgradeAnswer>(&socket, UPGRADE) {
         Ok(answer) => tell(&answer),
         Err(error) => {
-            eprintln!("not upgraded: {error:#}");
+            eprintln!("not upgraded: {}", plain(format_args!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -50,7 +51,8 @@ fn tell(answer: &UpgradeAnswer) -> ExitCode {
     if let Some(new) = answer.process_id {
         println!(
             "upgraded: process {new} ({}, before: {}) serves",
-            answer.release, answer.old_release
+            plain(&answer.release),
+            plain(&answer.old_release)
         );
         match (answer.sessions, answer.other_connections) {
             (0, 0) => println!("process {old} has no session and ends"),
@@ -64,7 +66,7 @@ fn tell(answer: &UpgradeAnswer) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     for error in &answer.faults {
-        eprintln!("{error}");
+        eprintln!("{}", plain_lines(error));
     }
     eprintln!("not upgraded: process {old} continues");
     ExitCode::FAILURE

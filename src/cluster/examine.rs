@@ -65,6 +65,16 @@ pub enum Depth {
     All,
 }
 
+/// What was found in one cluster.
+#[derive(Debug)]
+pub struct Examination {
+    pub findings: Vec<Finding>,
+    /// Of the servers that answer, if all of them have the same.
+    pub system_identifier: Option<u64>,
+    /// The member that accepts writes, if there is one.
+    pub leader: Option<MemberName>,
+}
+
 /// Examines one cluster. The timeouts of the configuration limit every step. `routes`: all there
 /// are.
 pub async fn examine(
@@ -72,7 +82,7 @@ pub async fn examine(
     auth: &config::Auth,
     routes: impl Iterator<Item = &config::Route>,
     depth: Depth,
-) -> Result<Vec<Finding>, ClusterError> {
+) -> Result<Examination, ClusterError> {
     let tls =
         TlsClient::new(&config.server_tls).map_err(|error| ClusterError::ServerTls(error.to_string()))?;
     let own: Vec<&config::Route> = routes.filter(|route| route.cluster == config.name).collect();
@@ -88,15 +98,14 @@ pub async fn examine(
         let members = match patroni {
             Some(patroni) => {
                 let requests = patroni.requests();
-                let facts = async {
-                    match depth {
-                        Depth::Needed => Vec::new(),
-                        Depth::All => requests.facts().await,
+                let (members, facts) =
+                    join(endpoints(patroni, &config, &mut findings), requests.facts()).await;
+                match depth {
+                    Depth::All => findings.extend(source::findings(&config, &own, &facts, &members)),
+                    // The router serves nobody then.
+                    Depth::Needed => {
+                        findings.extend(source::one_cluster(&config, &facts).filter(Finding::is_bad));
                     }
-                };
-                let (members, facts) = join(endpoints(patroni, &config, &mut findings), facts).await;
-                if depth == Depth::All {
-                    findings.extend(source::findings(&config, &own, &facts, &members));
                 }
                 members
             }
@@ -120,7 +129,12 @@ pub async fn examine(
         if depth == Depth::All {
             findings.extend(server::agreement(&config, &seen));
         }
-        (findings, of_members)
+        (
+            findings,
+            of_members,
+            server::identity(&seen),
+            server::leader(&seen),
+        )
     };
     let aside = async {
         let mut findings = Vec::new();
@@ -140,11 +154,16 @@ pub async fn examine(
             )
         }))
     };
-    let ((mut findings, of_members), (aside, switchover)) = join(members, join(aside, switchover)).await;
+    let (members, (aside, switchover)) = join(members, join(aside, switchover)).await;
+    let (mut findings, of_members, system_identifier, leader) = members;
     findings.extend(aside?);
     findings.extend(switchover);
     findings.extend(of_members);
-    Ok(findings)
+    Ok(Examination {
+        findings,
+        system_identifier,
+        leader,
+    })
 }
 
 /// Seconds since 1970 by this host's clock.
@@ -198,7 +217,7 @@ fn leader_key(
         Ok(None) => Finding::bad(
             what,
             "no member holds the leader key",
-            "do `namespace` and `scope` match Patroni's configuration?",
+            "do `namespace` and `scope` match Patroni's configuration? With Citus the scope is SCOPE/GROUP, as `main/0`",
         ),
         Err(error) => {
             let hint = if error.starts_with(TLS_FAILED) {

@@ -45,7 +45,7 @@ impl NewMemberLimit {
         let before = report.members.len();
         let named = match &report.named {
             Named::One(name) => Some(name),
-            Named::Nobody | Named::Several => None,
+            Named::Nobody | Named::Several | Named::Mixed => None,
         };
         let allowed = &mut self.allowed;
         report.members.retain(|member| {

@@ -38,6 +38,8 @@ pub enum Named {
     Nobody,
     One(MemberName),
     Several,
+    /// Its endpoints are of different clusters.
+    Mixed,
 }
 
 /// One poll of the source that was answered.

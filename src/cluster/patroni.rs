@@ -46,6 +46,7 @@ use super::state::{MemberStatus, PatroniTimes, SourceReport, StatusLook};
 use crate::config;
 use crate::names::HttpNames;
 use crate::tls::{self, Authorities, NameCheck, ServerVerifier, certified};
+use crate::wire::text::is_unsafe;
 
 /// Limit of a body in bytes.
 const MAX_BODY: usize = 1024 * 1024;
@@ -407,10 +408,10 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
 /// The beginning of an error if the endpoint answered but TLS failed.
 pub(super) const TLS_FAILED: &str = "TLS failed: ";
 
-/// At most `limit` characters, without control characters.
+/// At most `limit` characters, without control and format characters.
 pub(crate) fn printable(text: &str, limit: usize) -> String {
     text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if is_unsafe(c) { ' ' } else { c })
         .take(limit)
         .collect()
 }

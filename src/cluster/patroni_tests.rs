@@ -143,10 +143,11 @@ fn naming(leader: Option<&str>, timeline: u32, mark: &str) -> SourceReport {
     if let Some(leader) = leader {
         members.push(json!({"name": leader, "role": "leader", "timeline": timeline}));
     }
+    members.push(json!({"name": "in each", "role": "replica"}));
     read(&json!({ "members": members }))
 }
 
-/// The snapshot before the first answer.
+/// The snapshot of a router that knows which cluster it is before, and nothing else.
 fn nothing() -> Snapshot {
     Snapshot {
         cluster: "main".into(),
@@ -158,7 +159,7 @@ fn nothing() -> Snapshot {
             error: None,
             disagreement: None,
         },
-        system_identifier: None,
+        system_identifier: Some(7),
         paused: false,
         hears: true,
         patience: None,

@@ -154,6 +154,12 @@ pub enum NoLeader {
     },
     #[error("the members belong to different clusters, and no cluster has the majority")]
     MixedClusters,
+    /// The endpoints of Patroni list members of different clusters, and it is not known which of
+    /// these is meant.
+    #[error(
+        "Patroni's endpoints are of different clusters, or of different groups of Citus; list those of one only"
+    )]
+    MixedEndpoints,
     #[error("several members accept writes on the same timeline")]
     Tie,
     #[error("no server accepts writes")]
@@ -203,6 +209,7 @@ impl NoLeader {
             | Self::NamedForeign(_)
             | Self::Foreign(_)
             | Self::MixedClusters
+            | Self::MixedEndpoints
             // Only an operator can say which one is right.
             | Self::Tie => Cause::Lasting,
         }

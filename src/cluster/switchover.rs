@@ -1,6 +1,7 @@
 //! What a planned switchover needs of a cluster: the REST interface of the leader's Patroni, and a
 //! connection of the service account to the leader.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -305,12 +306,6 @@ impl LeaderAccess {
         known: &[u32],
         routers: &[IpAddr],
     ) -> Result<Vec<DirectConnections>, String> {
-        let shown = |error: ConnectError| error.to_string();
-        let deadline = Instant::now() + self.account.config.service_account.timeout;
-        let connecting = self
-            .account
-            .connect(&leader.host, leader.port, Purpose::Probe, deadline);
-        let mut connection = connecting.await.map_err(shown)?;
         let known: Vec<String> = known.iter().map(u32::to_string).collect();
         let routers: Vec<String> = routers.iter().map(|address| format!("'{address}'")).collect();
         let sql = format!(
@@ -322,10 +317,7 @@ impl LeaderAccess {
             known.join(","),
             routers.join(","),
         );
-        let rows = simple_query(&mut connection, &sql, MAX_DIRECT, deadline)
-            .await
-            .map_err(shown)?;
-        connection.close().await;
+        let rows = self.rows(leader, &sql, MAX_DIRECT).await?;
         let text = |cell: Option<&Option<Vec<u8>>>| {
             let bytes = cell.and_then(|cell| cell.as_deref()).unwrap_or_default();
             printable(&String::from_utf8_lossy(bytes), 64)
@@ -336,6 +328,47 @@ impl LeaderAccess {
             connections: text(row.get(2)).parse().unwrap_or_default(),
         };
         Ok(grouped(rows.iter().map(group)))
+    }
+
+    /// For how many seconds each of these server processes has been in its transaction.
+    ///
+    /// # Errors
+    /// The leader does not say.
+    pub async fn transaction_ages(
+        &self,
+        leader: &Member,
+        processes: &[u32],
+    ) -> Result<HashMap<u32, u64>, String> {
+        let listed: Vec<String> = processes.iter().map(u32::to_string).collect();
+        let sql = format!(
+            "SELECT pid::text, greatest(0, floor(extract(epoch FROM clock_timestamp() - xact_start)))::bigint::text FROM \
+             pg_stat_activity WHERE xact_start IS NOT NULL AND pid = ANY (ARRAY[{}]::int[])",
+            listed.join(",")
+        );
+        let rows = self.rows(leader, &sql, processes.len()).await?;
+        let number = |cell: Option<&Option<Vec<u8>>>| -> Option<u64> {
+            std::str::from_utf8(cell?.as_deref()?).ok()?.parse().ok()
+        };
+        let ages = rows.iter().filter_map(|row| {
+            let process = u32::try_from(number(row.first())?).ok()?;
+            Some((process, number(row.get(1))?))
+        });
+        Ok(ages.collect())
+    }
+
+    /// What the leader answers to a question, as the service account.
+    async fn rows(&self, leader: &Member, sql: &str, most: usize) -> Result<Vec<Row>, String> {
+        let shown = |error: ConnectError| error.to_string();
+        let deadline = Instant::now() + self.account.config.service_account.timeout;
+        let connecting = self
+            .account
+            .connect(&leader.host, leader.port, Purpose::Probe, deadline);
+        let mut connection = connecting.await.map_err(shown)?;
+        let rows = simple_query(&mut connection, sql, most, deadline)
+            .await
+            .map_err(shown)?;
+        connection.close().await;
+        Ok(rows)
     }
 }
 

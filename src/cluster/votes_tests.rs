@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::cluster::control::seen_writable;
 use crate::cluster::patroni::{choose, parse};
-use crate::cluster::snapshot::ProbeFacts;
+use crate::cluster::snapshot::{Cause, Leader, NoLeader, ProbeFacts};
 use crate::cluster::state::{Named, Observation, Settings, SourceKind, State};
 use crate::config::Placement;
 
@@ -255,4 +255,69 @@ async fn the_lag_is_the_median() {
     }
     let report = polled(&published, &[lagging(5), lagging(6)]);
     assert_eq!(sorted(&report)[1].lag, Some(6));
+}
+
+/// The lists of two groups of Citus with one scope: the coordinator's, and that of two workers.
+fn of_groups() -> [SourceReport; 3] {
+    let workers = || read(&json!({"members": [member("w1", "leader"), member("w2", "replica")]}));
+    [
+        read(&json!({"members": [member("n1", "leader")]})),
+        workers(),
+        workers(),
+    ]
+}
+
+#[test]
+fn endpoints_of_different_clusters_name_nobody() {
+    let now = Instant::now();
+    let mut state = State::new(settings(), now);
+    let report = polled(&state.snapshot(), &of_groups());
+    assert!(report.members.is_empty(), "nobody is probed: {report:?}");
+    let said = "Patroni's endpoints are of different clusters, or of different groups of Citus: they list n1; and \
+                w1, w2; `patroni.endpoints` must have those of one only";
+    assert_eq!(report.disagreement.as_deref(), Some(said));
+    state.observe(Observation::Polled { report, begun: now }, now);
+    let mixed = Leader::None(NoLeader::MixedEndpoints);
+    assert_eq!(state.snapshot().leader, mixed);
+    let cause = NoLeader::MixedEndpoints.cause();
+    assert_eq!(cause, Cause::Lasting, "no client waits for that");
+
+    // Nor does etcd's key decide.
+    let named = Named::One(MemberName::new("n1"));
+    state.observe(Observation::Key { named, at: now }, now);
+    assert_eq!(
+        state.snapshot().leader,
+        mixed,
+        "its scope may be that of another group"
+    );
+}
+
+#[test]
+fn lists_that_any_other_connects_are_of_one_cluster() {
+    let nobody = State::new(settings(), Instant::now()).snapshot();
+    let of = |names: &[&str]| {
+        let members: Vec<Value> = names.iter().map(|name| member(name, "replica")).collect();
+        read(&json!({ "members": members }))
+    };
+    for lists in [
+        &[&["a", "b"][..], &["c", "d"], &["b", "c"]][..],
+        // Patroni has been installed there, and nothing else.
+        &[&["a", "b"], &[]],
+    ] {
+        let answers: Vec<SourceReport> = lists.iter().map(|names| of(names)).collect();
+        let report = polled(&nobody, &answers);
+        assert_ne!(report.named, Named::Mixed, "{lists:?}");
+        assert!(!report.members.is_empty(), "{lists:?}");
+    }
+}
+
+/// Whoever lists others later changes nothing but what is said.
+#[test]
+fn once_the_cluster_is_known_other_clusters_are_outvoted() {
+    let state = informed();
+    let other = read(&json!({"members": [member("w1", "leader"), member("w2", "replica")]}));
+    let report = polled(&state.snapshot(), &[read(&correct()), read(&correct()), other]);
+    assert_eq!(report.named, Named::One(MemberName::new("n1")));
+    let said = report.disagreement.unwrap();
+    assert!(said.contains("n1, n2, n3; and w1, w2"), "{said}");
 }

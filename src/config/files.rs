@@ -52,12 +52,21 @@ pub(super) struct Unreadable {
 
 impl From<io::Error> for Unreadable {
     fn from(error: io::Error) -> Self {
-        let message = match error.kind() {
-            io::ErrorKind::NotFound => "does not exist".to_owned(),
-            io::ErrorKind::PermissionDenied => "cannot be read: permission denied".to_owned(),
-            _ => format!("cannot be read: {error}"),
+        let (message, hint) = match error.kind() {
+            io::ErrorKind::NotFound => (
+                "does not exist".to_owned(),
+                Some("create it, or correct its name"),
+            ),
+            io::ErrorKind::PermissionDenied => (
+                "cannot be read: permission denied".to_owned(),
+                Some("let the user that the router runs as read it"),
+            ),
+            _ => (format!("cannot be read: {error}"), None),
         };
-        Self { message, hint: None }
+        Self {
+            message,
+            hint: hint.map(str::to_owned),
+        }
     }
 }
 
@@ -73,18 +82,18 @@ pub fn read_secret(path: &Path) -> Result<Secret, String> {
     Ok(Secret::new(secret))
 }
 
-/// The configuration file itself, as text; `Err` is a sentence.
-pub(super) fn read_text(path: &Path) -> Result<String, String> {
-    let contents = read(path, FileAccess::Public, MAX_CONFIG as u64).map_err(|error| match error.hint {
-        Some(hint) => format!("{} ({hint})", error.message),
-        None => error.message,
-    })?;
+/// The configuration file itself, as text.
+pub(super) fn read_text(path: &Path) -> Result<String, Unreadable> {
+    let contents = read(path, FileAccess::Public, MAX_CONFIG as u64)?;
     match str::from_utf8(without_mark(&contents)) {
         Ok(text) => Ok(text.to_owned()),
-        Err(error) => Err(format!(
-            "is not UTF-8 text: the first bad byte is at {}",
-            error.valid_up_to()
-        )),
+        Err(error) => Err(Unreadable {
+            message: format!(
+                "is not UTF-8 text: the first bad byte is at {}",
+                error.valid_up_to()
+            ),
+            hint: Some("save it as UTF-8".to_owned()),
+        }),
     }
 }
 

@@ -35,7 +35,7 @@ mod warnings;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -53,6 +53,7 @@ pub use settings::Setting;
 pub use units::{parse_duration, shown_duration};
 
 use fields::Context;
+use files::Unreadable;
 use readers::ConfigDraft;
 
 /// Reads and checks a configuration file and every file it names.
@@ -61,14 +62,14 @@ use readers::ConfigDraft;
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     match files::read_text(path) {
         Ok(text) => parse(path, &text),
-        Err(message) => {
+        Err(Unreadable { message, hint }) => {
             let file = Arc::from(path);
             Err(ConfigErrors::new(vec![ConfigError {
                 file,
                 path: String::new(),
                 line: None,
                 message,
-                hint: None,
+                hint,
             }]))
         }
     }
@@ -84,13 +85,28 @@ pub fn http_access(path: &Path) -> Result<HttpAccess, ConfigErrors> {
     let context = Context::new(path, unix_now(), &environment);
     let access = match files::read_text(path) {
         Ok(text) => readers::http_access(&context, &text),
-        Err(message) => {
-            context.error("", None, message, None);
+        Err(Unreadable { message, hint }) => {
+            context.error("", None, message, hint);
             None
         }
     };
     let errors = context.errors.into_inner();
     access.ok_or_else(|| ConfigErrors::new(errors.into_iter().map(|(_, error)| error).collect()))
+}
+
+/// The control socket that a configuration names, also if the file has errors: the process that
+/// serves by it can be asked.
+pub fn find_control_socket(path: &Path) -> Option<PathBuf> {
+    let text = files::read_text(path).ok()?;
+    // The lines: the text may not be YAML.
+    let mut values = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("control_socket:"));
+    let value = values.next()?.trim();
+    let quoted = |quote: char| value.strip_prefix(quote)?.split(quote).next();
+    let plain = || value.split(" #").next().unwrap_or(value).trim_end();
+    let socket = quoted('"').or_else(|| quoted('\'')).unwrap_or_else(plain);
+    Some(PathBuf::from(socket)).filter(|socket| socket.is_absolute())
 }
 
 /// Whether `file` is read only when the process starts: a reload does not apply a change of it.
@@ -122,7 +138,8 @@ pub fn reread(config: &Config) -> ReloadedUnits {
 /// Has the text of the configuration file itself changed since it was read? `Err` is a sentence: it
 /// cannot be read.
 pub fn is_edited(config: &Config) -> Result<bool, String> {
-    files::read_text(&config.path).map(|text| *text != *config.origin.text)
+    let text = files::read_text(&config.path).map_err(|error| error.message)?;
+    Ok(*text != *config.origin.text)
 }
 
 /// The configuration's JSON Schema, draft 2020-12. What it accepts may still have errors that only

@@ -12,6 +12,8 @@ mod hold;
 mod operator;
 mod process;
 mod reload;
+mod standing;
+mod subject;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -25,6 +27,8 @@ pub use hold::HoldEvent;
 pub use operator::OperatorEvent;
 pub use process::ProcessEvent;
 pub use reload::ReloadEvent;
+pub use standing::{LeftMember, Refused, Standing};
+pub use subject::subject;
 
 /// The number of events that can be read back.
 pub const KEPT: usize = 1000;
@@ -145,6 +149,7 @@ struct Ring {
     /// The number of the newest event.
     number: u64,
     kept: VecDeque<Arc<RecordedEvent>>,
+    standing: Standing,
 }
 
 impl Events {
@@ -166,6 +171,7 @@ impl Events {
             at: SystemTime::now(),
             event,
         };
+        ring.standing.heed(&recorded.event, recorded.at);
         ring.kept.push_back(Arc::new(recorded));
     }
 
@@ -175,6 +181,11 @@ impl Events {
         let ring = self.ring();
         let from = ring.kept.partition_point(|recorded| recorded.number <= number);
         ring.kept.range(from..).cloned().collect()
+    }
+
+    /// What goes on since an event, also one that is not kept any more.
+    pub fn standing(&self) -> Standing {
+        self.ring().standing.clone()
     }
 
     /// The number of the newest event; 0 before the first one.

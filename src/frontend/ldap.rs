@@ -13,6 +13,8 @@
 //! Referrals and aliases are not followed. An empty password is refused: many servers take it for
 //! an anonymous bind and accept it.
 
+mod trial;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -32,6 +34,8 @@ use crate::auth::ldap::message::{
 use crate::auth::ldap::{Encryption, LdapServer, LdapSettings, Mode, Search, UnfitName, direct_name};
 use crate::names;
 use crate::tls::{self, Authorities, AuthorityError, NameCheck, ServerVerifier};
+
+pub use self::trial::try_servers;
 
 /// Limit of bytes read from one server in one login.
 pub const MAX_BYTES: usize = 256 * 1024;

@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tokio::net::{TcpListener, UnixListener};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -22,17 +22,62 @@ const SPARE_WAIT: Duration = Duration::from_millis(5);
 /// A shortage is logged when it begins, and then at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// An accepted connection. No runtime has registered it yet, so a worker can do so.
+/// An accepted connection.
 #[derive(Debug)]
 pub struct Connection {
     pub socket: ClientSocket,
     pub peer: PeerAddress,
 }
 
+/// An accepted socket, registered with the runtime of its accept loop.
 #[derive(Debug)]
 pub enum ClientSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+/// An accepted socket that goes to another runtime.
+#[derive(Debug)]
+pub enum DetachedSocket {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl ClientSocket {
+    /// Takes the socket off this runtime.
+    ///
+    /// # Errors
+    /// The kernel refuses, as it does when the peer has left.
+    pub fn detach(self) -> io::Result<DetachedSocket> {
+        Ok(match self {
+            Self::Tcp(socket) => DetachedSocket::Tcp(socket.into_std()?),
+            Self::Unix(socket) => DetachedSocket::Unix(socket.into_std()?),
+        })
+    }
+
+    /// Sends what fits, without waiting. The runtime need not have looked at the socket before.
+    ///
+    /// # Errors
+    /// As those of `send(2)`.
+    pub fn send_now(&self, message: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => SockRef::from(socket).send(message),
+            Self::Unix(socket) => SockRef::from(socket).send(message),
+        }
+    }
+}
+
+impl DetachedSocket {
+    /// Registers the socket with the runtime that calls this.
+    ///
+    /// # Errors
+    /// No descriptor or memory is left for it.
+    pub fn attach(self) -> io::Result<ClientSocket> {
+        Ok(match self {
+            Self::Tcp(socket) => ClientSocket::Tcp(TcpStream::from_std(socket)?),
+            Self::Unix(socket) => ClientSocket::Unix(UnixStream::from_std(socket)?),
+        })
+    }
 }
 
 /// The other end of a connection, as the kernel names it.
@@ -144,7 +189,7 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (socket, address) = listener.accept().await?;
                 Ok(Connection {
-                    socket: ClientSocket::Tcp(socket.into_std()?),
+                    socket: ClientSocket::Tcp(socket),
                     peer: PeerAddress::Tcp(address),
                 })
             }
@@ -156,7 +201,7 @@ impl Listener {
                     pid: peer.pid(),
                 });
                 Ok(Connection {
-                    socket: ClientSocket::Unix(socket.into_std()?),
+                    socket: ClientSocket::Unix(socket),
                     peer: PeerAddress::Unix(process),
                 })
             }
@@ -365,8 +410,8 @@ mod tests {
         let accepting = tokio::spawn(accept_loop(bound, handler, stop.clone()));
         let to = handle.local_addr().unwrap();
         drop(handle);
-        let first = tokio::net::TcpStream::connect(to).await.unwrap();
-        let second = tokio::net::TcpStream::connect(to).await.unwrap();
+        let first = TcpStream::connect(to).await.unwrap();
+        let second = TcpStream::connect(to).await.unwrap();
         asked.recv().await.unwrap();
         assert!(connections.try_recv().is_err(), "there is no room");
         permits.add_permits(1);
@@ -378,10 +423,7 @@ mod tests {
         let connection = connections.recv().await.unwrap();
         assert_eq!(connection.peer, PeerAddress::Tcp(second.local_addr().unwrap()));
         accepting.await.unwrap();
-        assert!(
-            tokio::net::TcpStream::connect(to).await.is_err(),
-            "the port is free"
-        );
+        assert!(TcpStream::connect(to).await.is_err(), "the port is free");
     }
 
     #[tokio::test]
@@ -398,9 +440,7 @@ mod tests {
             taken,
         };
         let accepting = tokio::spawn(accept_loop(bound, handler, stop.clone()));
-        let mut client = tokio::net::UnixStream::connect(format!("\0{name}"))
-            .await
-            .unwrap();
+        let mut client = UnixStream::connect(format!("\0{name}")).await.unwrap();
         let connection = connections.recv().await.unwrap();
         let PeerAddress::Unix(Some(process)) = connection.peer else {
             panic!("{:?}", connection.peer);

@@ -14,7 +14,7 @@ mod overlap;
 mod place;
 mod socket_file;
 
-pub use accept::{ClientSocket, Connection, OnAccept, PeerAddress, PeerProcess, accept_loop};
+pub use accept::{ClientSocket, Connection, DetachedSocket, OnAccept, PeerAddress, PeerProcess, accept_loop};
 pub use bind::{BACKLOG, BindError, Bound, Handle, bind, bind_abstract};
 pub use place::{BoundPlace, Inheritance, Inherited, PassedFile};
 pub use socket_file::Identity;

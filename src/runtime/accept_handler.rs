@@ -1,6 +1,5 @@
 //! Handles a connection on a port for PostgreSQL: gives it a place, a worker and a session.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,7 +7,7 @@ use tokio::time::Instant;
 
 use super::workers::Workers;
 use crate::frontend::{ClientAddress, RefuseReason};
-use crate::listen::{ClientSocket, Connection, OnAccept};
+use crate::listen::{ClientSocket, Connection, DetachedSocket, OnAccept};
 use crate::session::Shared;
 use crate::session::arrival::admission::Full;
 use crate::session::arrival::{Arrival, client_origin, login_throttle};
@@ -17,19 +16,45 @@ use crate::session::life;
 use crate::session::listener_settings::ListenerSettings;
 
 /// Gives the connections of a listener to the workers. It reads the settings for each connection,
-/// because a reload may replace them.
+/// because a reload may replace them. A connection of the accept loop's own worker stays registered
+/// as it is.
 pub(super) struct AcceptHandler {
     settings: ArcSwap<ListenerSettings>,
     shared: Arc<Shared>,
     workers: Arc<Workers>,
+    /// The worker on which the accept loop runs.
+    home: usize,
+}
+
+/// A socket on its way to its worker.
+enum Passed {
+    Here(ClientSocket),
+    Detached(DetachedSocket),
+}
+
+impl Passed {
+    /// Registers the socket with the worker that calls this. `None`: the client has left, or no
+    /// memory is left.
+    fn arrive(self) -> Option<ClientSocket> {
+        match self {
+            Self::Here(socket) => Some(socket),
+            Self::Detached(socket) => socket.attach().ok(),
+        }
+    }
 }
 
 impl AcceptHandler {
-    pub(super) fn new(settings: Arc<ListenerSettings>, shared: Arc<Shared>, workers: Arc<Workers>) -> Self {
+    pub(super) fn new(
+        settings: Arc<ListenerSettings>,
+        shared: Arc<Shared>,
+        workers: Arc<Workers>,
+        home: usize,
+    ) -> Self {
         Self {
             settings: ArcSwap::new(settings),
             shared,
             workers,
+            home,
         }
     }
 
@@ -70,10 +95,20 @@ impl OnAccept for Arc<AcceptHandler> {
                 Err(_) => return refuse(&self.shared, &settings, &socket, full),
             },
         };
+        let worker = self.workers.least_busy(self.home);
+        let passed = if worker == self.home {
+            Passed::Here(socket)
+        } else {
+            match socket.detach() {
+                Ok(socket) => Passed::Detached(socket),
+                Err(_gone) => return,
+            }
+        };
         let shared = Arc::clone(&self.shared);
-        self.workers.spawn(move |worker_buffer| {
+        self.workers.spawn(worker, move |worker_buffer| {
             let serving = Arc::clone(&shared);
             let arriving = async move {
+                let socket = passed.arrive()?;
                 let place = match place {
                     Ok(place) => place,
                     Err(queued) => match client_origin::turn(&shared, address, queued, accepted).await {
@@ -116,15 +151,8 @@ fn refuse(shared: &Shared, listener: &ListenerSettings, socket: &ClientSocket, f
     send(socket, &close::too_many(listener, text, hint));
 }
 
-/// Sends a client its last message from the accept loop, without waiting. A new socket takes the
-/// whole message at once.
+/// Sends a client its last message from the accept loop. A new socket takes the whole message at
+/// once.
 fn send(socket: &ClientSocket, message: &[u8]) {
-    let _ = match socket {
-        ClientSocket::Tcp(socket) => socket
-            .set_nonblocking(true)
-            .and_then(|()| (&*socket).write(message)),
-        ClientSocket::Unix(socket) => socket
-            .set_nonblocking(true)
-            .and_then(|()| (&*socket).write(message)),
-    };
+    let _gone = socket.send_now(message);
 }

@@ -1,13 +1,13 @@
 //! The control socket. A process of the same user or of root sends a request in one line and gets
 //! one line of JSON, or it is a new process of this router that takes over.
 
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -38,7 +38,7 @@ const MAX_REQUEST_BYTES: usize = HANDOVER.len();
 pub(super) enum ControlRequest {
     Reload(oneshot::Sender<ReloadAnswer>),
     Upgrade(oneshot::Sender<UpgradeAnswer>),
-    HandOver(tokio::net::UnixStream),
+    HandOver(UnixStream),
 }
 
 /// Sends requests to the control thread. Cheap to clone.
@@ -130,9 +130,7 @@ impl OnAccept for ControlHandler {
     }
 }
 
-async fn converse(socket: UnixStream, requests: Requests, file: PathBuf) -> std::io::Result<()> {
-    socket.set_nonblocking(true)?;
-    let mut socket = tokio::net::UnixStream::from_std(socket)?;
+async fn converse(mut socket: UnixStream, requests: Requests, file: PathBuf) -> std::io::Result<()> {
     let request = timeout(REQUEST_LIMIT, line(&mut socket)).await??;
     match &*request {
         bytes if bytes == RELOAD.as_bytes() => {
@@ -158,7 +156,7 @@ async fn converse(socket: UnixStream, requests: Requests, file: PathBuf) -> std:
 }
 
 /// The request with its newline, and no byte after it.
-async fn line(socket: &mut tokio::net::UnixStream) -> std::io::Result<Vec<u8>> {
+async fn line(socket: &mut UnixStream) -> std::io::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(MAX_REQUEST_BYTES);
     while line.len() < MAX_REQUEST_BYTES && !line.ends_with(b"\n") {
         line.push(socket.read_u8().await?);
@@ -167,7 +165,7 @@ async fn line(socket: &mut tokio::net::UnixStream) -> std::io::Result<Vec<u8>> {
 }
 
 async fn ask(
-    socket: &mut tokio::net::UnixStream,
+    socket: &mut UnixStream,
     requests: &Requests,
     request: ControlRequest,
     answered: oneshot::Receiver<impl Serialize>,
@@ -181,7 +179,7 @@ async fn ask(
     tell(socket, &answer).await
 }
 
-async fn tell(socket: &mut tokio::net::UnixStream, answer: &impl Serialize) -> std::io::Result<()> {
+async fn tell(socket: &mut UnixStream, answer: &impl Serialize) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     timeout(REQUEST_LIMIT, socket.write_all(&line)).await?

@@ -24,7 +24,7 @@
 //! accept only during this conversation. Sessions never move. Only processes of the same user and
 //! of root take part. Every wait has a time limit. A side that is dropped in the middle hangs up.
 //!
-//! The conversation goes over the control socket (`docs/operations.md`, "Upgrade").
+//! The conversation goes over the control socket (`docs/service.md`, "Upgrade").
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice, IoSliceMut};

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use super::accept_handler::AcceptHandler;
 use super::workers::Workers;
+use crate::backend;
 use crate::config::{BindAddress, Listener};
 use crate::listen::{self, Bound, BoundPlace, Handle, Inheritance, Inherited};
 use crate::session::Shared;
@@ -103,18 +105,29 @@ impl Listeners {
                 settings = settings.in_place_of(before);
             }
             let settings = Arc::new(settings);
+            let handles = self.open.iter().map(|open| &open.handle);
+            let handles = handles.chain(bound.iter().map(|(_, handle)| handle));
+            for handle in handles.filter(|handle| handle.address == address && address.port().is_some()) {
+                if let Err(error) = backend::tune_listener(handle, &settings.cluster.config().server) {
+                    warn!(listen = %address, %error, "the options of its connections are not set");
+                }
+            }
             if let Some(open) = self.open.iter().find(|open| open.address == address) {
                 open.handler.replace_settings(settings);
             } else if let Some(index) = bound.iter().position(|(_, handle)| handle.address == address) {
                 let (bound, handle) = bound.swap_remove(index);
+                let home = self.open.len() % self.workers.len();
                 let handler = Arc::new(AcceptHandler::new(
                     settings,
                     Arc::clone(&self.shared),
                     Arc::clone(&self.workers),
+                    home,
                 ));
                 let stop = CancellationToken::new();
-                self.loops
-                    .spawn(listen::accept_loop(bound, Arc::clone(&handler), stop.clone()));
+                self.loops.spawn_on(
+                    listen::accept_loop(bound, Arc::clone(&handler), stop.clone()),
+                    self.workers.handle(home),
+                );
                 self.open.push(Open {
                     address,
                     handler,

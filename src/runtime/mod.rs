@@ -35,6 +35,7 @@ mod state_file;
 mod supervisor;
 mod switchover;
 mod switchover_plan;
+mod switchover_sessions;
 mod upgrade;
 mod workers;
 
@@ -51,6 +52,7 @@ use shutdown::Signals;
 use start::Begin;
 use upgrade::Program;
 
+pub(crate) use crate::session::MOST_KEPT_BYTES;
 pub(crate) use control::{FILE, FileAnswer, RELOAD, UPGRADE, UpgradeAnswer};
 pub(crate) use limits::needed as descriptors_needed;
 

@@ -363,12 +363,7 @@ impl Supervisor {
             faults: faults.len(),
         });
         self.metrics.replaced(false);
-        ReloadAnswer {
-            applied: false,
-            changed: Vec::new(),
-            restart: Vec::new(),
-            faults,
-        }
+        ReloadAnswer::refused(faults)
     }
 
     async fn reread(&mut self, trigger: Trigger) -> ReloadAnswer {
@@ -379,8 +374,17 @@ impl Supervisor {
             .read(READ_LIMIT, move || read_units(&config, &shared, &applied));
         let read = match reading.await {
             Ok(read) => read,
-            // The next check tries again.
-            Err(unread) => return self.refuse(vec![unread.to_string()]),
+            Err(unread) if trigger == Trigger::Requested => {
+                return self.refuse(vec![unread.to_string()]);
+            }
+            // Nobody has asked for a reload, and the next check tries again.
+            Err(unread) => {
+                self.checks.fails = true;
+                self.emit(ReloadEvent::FilesUnseen {
+                    error: unread.to_string(),
+                });
+                return ReloadAnswer::refused(vec![unread.to_string()]);
+            }
         };
         let (mut fresh, before) = (Vec::new(), self.broken.len());
         if let (Some(old), Some(new)) = (self.read.of(&ReloadUnit::Rest), read.files.of(&ReloadUnit::Rest)) {
@@ -422,6 +426,8 @@ impl Supervisor {
         if trigger == Trigger::Requested {
             restart = self.name_waiting_keys();
             let broken: Vec<String> = self.broken.keys().map(ReloadUnit::to_string).collect();
+            // The file has the configuration that is in use.
+            self.metrics.confirmed();
             self.emit(ReloadEvent::FilesReread {
                 changed: fresh.clone(),
                 broken,

@@ -81,6 +81,19 @@ impl RunningSwitchover {
         }
     }
 
+    /// Whose transactions are waited for: no step.
+    fn waits_for(&self, sessions: Vec<String>) {
+        let mut status = self.lock();
+        for session in &sessions {
+            info!(
+                cluster = status.cluster,
+                leader = status.leader,
+                "switchover: waits for {session}"
+            );
+        }
+        status.open_sessions = sessions;
+    }
+
     /// From now on nothing is undone by an operator. `false`: it has been undone.
     fn commit(&self) -> bool {
         let mut status = self.lock();
@@ -240,8 +253,9 @@ impl Switchover {
         let waited = began.elapsed().as_secs_f64();
         running.say(match round.activity().transactions {
             0 => format!("clients are held, and no transaction is open after {waited:.1} s"),
+            1 => format!("clients are held, and 1 transaction is still open after {waited:.1} s: it is rolled back"),
             open => format!(
-                "clients are held, and {open} transactions are still open after {waited:.1} s: they are cut"
+                "clients are held, and {open} transactions are still open after {waited:.1} s: they are rolled back"
             ),
         });
         Ok(())
@@ -252,14 +266,15 @@ impl Switchover {
         if open == 0 {
             return;
         }
-        let transactions = match open {
-            1 => "1 transaction is open, and has".to_owned(),
-            open => format!("{open} transactions are open, and have"),
-        };
-        self.running.say(format!(
-            "clients are held; {transactions} {} s to end before the cut (Ctrl-C undoes)",
-            self.grace.as_secs()
-        ));
+        let seconds = self.grace.as_secs();
+        self.running.say(match open {
+            1 => format!(
+                "clients are held; 1 transaction is open, and has {seconds} s to end before it is rolled back"
+            ),
+            open => format!(
+                "clients are held; {open} transactions are open, and have {seconds} s to end before they are rolled back"
+            ),
+        });
         let shared = &self.hold.shared;
         let sessions = shared.registry.sessions_of(&self.cluster.config().name);
         let is_open = |entry: &&Arc<SessionEntry>| {
@@ -268,24 +283,25 @@ impl Switchover {
                 .is_some_and(|place| place.member == self.leader.name);
             is_there && entry.activity() != Activity::Idle
         };
-        let mut listed = 0;
-        for entry in sessions.iter().filter(is_open).take(MAX_OPEN) {
+        let line = |entry: &Arc<SessionEntry>| {
             let client = &entry.origin.client;
-            self.running.say(format!(
-                "  session {}: {} at {}, connected for {} s",
+            format!(
+                "session {}: {} at {}, connected for {} s",
                 entry.id,
                 Escaped(&client.user),
                 client.address,
                 client.since.elapsed().as_secs()
+            )
+        };
+        let listed = sessions.iter().filter(is_open).take(MAX_OPEN);
+        let mut lines: Vec<String> = listed.map(line).collect();
+        let more = (open as usize).saturating_sub(lines.len());
+        if more > 0 {
+            lines.push(format!(
+                "{more} more, here or at other routers: `trunkline sessions` there shows them"
             ));
-            listed += 1;
         }
-        if listed < open {
-            self.running.say(format!(
-                "  {} more, here or at other routers: `trunkline sessions` there shows them",
-                open - listed
-            ));
-        }
+        self.running.waits_for(lines);
     }
 
     async fn ask_and_watch(&mut self) -> Watched {

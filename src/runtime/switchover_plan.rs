@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::holding::HoldingRouter;
 use super::running_hold::RunningHold;
 use super::switchover::DEFAULT_GRACE;
+use super::switchover_sessions::HeldSessions;
 use crate::admin::{SwitchoverPlan, SwitchoverRequest};
 use crate::cluster::snapshot::{Leader, Member, MemberName};
 use crate::cluster::switchover::{self, LeaderAccess, SwitchoverRight};
@@ -128,6 +129,8 @@ impl HoldingRouter {
             Vec::new()
         });
         remarks.extend(without_checkpoint(&access, &leader).await);
+        let held = HeldSessions::of(&self.shared, &request.cluster, name);
+        let open = held.open(&access, &leader).await;
         let rest = match access.rest_of(name).await {
             Ok((rest, is_scheduled)) => {
                 if is_scheduled {
@@ -152,6 +155,8 @@ impl HoldingRouter {
             leader: name.to_string(),
             candidate: candidate.to_string(),
             sessions: round.activity(),
+            open,
+            pinned: held.pinned(),
             peers,
             direct,
             remarks,

@@ -71,15 +71,18 @@ impl HoldCause {
         let there = router.map(|router| format!(" at {router}")).unwrap_or_default();
         match self {
             Self::Paused(_) => {
-                format!("`trunkline unpause {route}`, with --all-peers if it was paused so")
+                format!(
+                    "`trunkline unpause {route}`, or RESUME {route} in the console; with --all-peers if it was paused so"
+                )
             }
             Self::Stop(_, order) if order.is_switchover => format!(
-                "`trunkline switchover --abort`{there}, as long as Patroni has not been asked; otherwise it ends by itself"
+                "`trunkline switchover --abort`{there}, or ABORT SWITCHOVER in the console there, as long as Patroni has \
+                 not been asked; otherwise it ends by itself"
             ),
             Self::Stop(member, _) => format!(
                 "`trunkline before-stop --end --member {member}`{there}; it ends by itself when the server has been stopped and one serves again"
             ),
-            Self::Drained(member) => format!("`trunkline ready {member}`"),
+            Self::Drained(member) => format!("`trunkline ready {member}`, or READY {member} in the console"),
             Self::NoServer => "it ends by itself when a server can serve the route".to_owned(),
         }
     }

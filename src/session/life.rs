@@ -62,7 +62,7 @@ where
                 Box::pin(relaying.leave(cause).finish(&shared)).await;
             }
             Some(Begun::Pooled(pooled)) => pooled.serve(&shared).await,
-            Some(Begun::Tcp(arrival)) => Box::pin(tcp::serve(*arrival, shared)).await,
+            Some(Begun::Tcp(arrival)) => Box::pin(tcp::serve(arrival, shared)).await,
             None => {}
         }
     }

@@ -82,6 +82,7 @@ use crate::wire::text::Escaped;
 pub use cancel::{keys, peers};
 use listener_settings::ListenerSettings;
 use sample::{SampleDecision, Sources};
+pub use turns::MOST_KEPT_BYTES;
 
 /// Everything the sessions of one process share. Made by `runtime`.
 #[derive(Debug)]

@@ -53,8 +53,8 @@ const REFUSING: Duration = Duration::from_secs(5);
 const MOST_CANCELLED: usize = 64;
 
 /// Serves one connection to its end; as [`super::life::serve`].
-pub(super) async fn serve(arrival: Arrival, shared: Arc<Shared>) {
-    let Some(mut forwarding) = Box::pin(begin(arrival, &shared)).await else {
+pub(super) async fn serve(arrival: Box<Arrival>, shared: Arc<Shared>) {
+    let Some(mut forwarding) = Box::pin(begin(*arrival, &shared)).await else {
         return;
     };
     let cause = forwarding.forward.run().await;

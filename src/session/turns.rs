@@ -13,6 +13,9 @@ use super::registry::{SessionEntry, Traffic};
 
 /// Bytes read at once.
 const WORKER_BUFFER: usize = 64 * 1024;
+/// What a session keeps at most of what one side has sent and the other does not take: one read of
+/// each direction.
+pub const MOST_KEPT_BYTES: usize = 2 * WORKER_BUFFER;
 /// Turns of both directions in one wake-up, before other sessions of the worker get theirs.
 /// A message may have five bytes, so these are up to 100,000 messages.
 const TURNS: usize = 4;

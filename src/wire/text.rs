@@ -74,14 +74,36 @@ impl Piece {
     }
 }
 
-/// Characters that must not reach a log or a terminal as they are: controls, line and paragraph
-/// separators, characters without width, and those that change the direction of the text (Unicode
-/// Technical Report 36).
+/// Characters that must not reach a log or a terminal as they are (Unicode Technical Report 36): a
+/// reader does not see them, or they change what a terminal shows. They are Unicode's control and
+/// format characters, and its line and paragraph separators: categories Cc, Cf, Zl and Zp.
 pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}'
+            | '\u{8e2}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// The text with all of those escaped as in Rust. It is one line, and a terminal obeys nothing in
+/// it.
+pub(crate) fn escape_unsafe(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    push_escaped(&mut shown, text, |_| false);
+    shown
+}
+
+/// The same, with exceptions.
+pub(crate) fn push_escaped(out: &mut String, text: &str, is_kept: impl Fn(char) -> bool) {
+    for c in text.chars() {
+        if is_unsafe(c) && !is_kept(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -118,6 +140,56 @@ mod tests {
             shown.chars().count() <= Escaped::MAX_CHARS + 3 && shown.ends_with('…'),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn what_a_reader_cannot_see_is_escaped() {
+        // One of each category and block that has any: Cc, Cf, Zl, Zp.
+        for c in [
+            '\0',
+            '\t',
+            '\n',
+            '\r',
+            '\u{1b}',
+            '\u{7f}',
+            '\u{85}',
+            '\u{9b}',
+            '\u{ad}',
+            '\u{600}',
+            '\u{61c}',
+            '\u{6dd}',
+            '\u{70f}',
+            '\u{890}',
+            '\u{8e2}',
+            '\u{180e}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{200e}',
+            '\u{200f}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202a}',
+            '\u{202e}',
+            '\u{2060}',
+            '\u{2066}',
+            '\u{2069}',
+            '\u{feff}',
+            '\u{fff9}',
+            '\u{110bd}',
+            '\u{110cd}',
+            '\u{13430}',
+            '\u{1bca0}',
+            '\u{1d173}',
+            '\u{e0001}',
+            '\u{e007f}',
+        ] {
+            assert_eq!(
+                escape_unsafe(&format!("a{c}b")),
+                format!("a{}b", c.escape_default())
+            );
+        }
+        let seen = "zoë 北京 мир \u{5e9} e\u{301} 👍 \u{a0}\u{3000}";
+        assert_eq!(escape_unsafe(seen), seen);
     }
 
     proptest! {

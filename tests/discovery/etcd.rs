@@ -289,7 +289,7 @@ async fn keys_of_another_cluster_or_a_refused_user_take_nothing_away() {
         .await;
     let how = snapshot.source.disagreement.clone().unwrap();
     assert!(
-        how.contains("has no leader key") && how.contains("`etcd.scope`"),
+        how.contains("has no leader key") && how.contains("`etcd.scope`") && how.contains("SCOPE/GROUP"),
         "{how}"
     );
     let snapshot = running.until("healthy", healthy).await;

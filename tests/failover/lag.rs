@@ -92,7 +92,6 @@ fn a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_wh
     returning.query("BEGIN");
     let mut strict = on(&router, 6436, behind);
     strict.query("BEGIN");
-    let mut elsewhere = on(&router, 6436, other);
 
     // A long transaction of a reader holds replay up. (Patroni resumes one that was paused.)
     kept.query("BEGIN");
@@ -103,6 +102,7 @@ fn a_replica_that_stops_replaying_loses_sessions_by_policy_and_gets_them_back_wh
     eventually("only it lags", Duration::from_secs(20), || {
         !is_fit(&router, behind) && is_fit(&router, other)
     });
+    let mut elsewhere = on(&router, 6436, other);
     let label = format!("{{cluster=\"main\",member=\"{}\"}}", behind.name);
     let lag = router.metric(&format!("trunkline_cluster_member_lag_bytes{label}"));
     assert!(lag > 4e6, "{lag}");

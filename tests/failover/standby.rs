@@ -49,10 +49,11 @@ pub fn set_tags(node: &Node, directory: &str, tags: Value) {
 
 #[test]
 fn replicas_share_sessions_and_stand_in_for_each_other() {
+    // A member that is killed stays on Patroni's list for this long; hints are to name it.
     let cluster = Cluster::start(
         "127.0.35.11",
         14050,
-        &["--ttl", "20", "--loop-wait", "1", "--name", "standby"],
+        &["--ttl", "120", "--loop-wait", "1", "--name", "standby"],
     );
     let router = Router::before(&cluster, Options::default());
     let at = router.address;

@@ -16,12 +16,13 @@ use crate::hand::{Raw, V3_0};
 use crate::shown::{blocks, run, run_in};
 
 /// What runs the blocks of each document: a test, or a script.
-const RUN: [(&str, &str); 8] = [
+const RUN: [(&str, &str); 9] = [
     ("README.md", "the_readme_shows_what_happens"),
     ("docs/authentication.md", "a_client_is_judged_as_the_page_shows"),
     ("docs/demo.md", "scripts/test-compose"),
     ("docs/migration.md", "an_import_goes_as_the_page_shows"),
-    ("docs/operations.md", "operators_see_what_the_page_shows"),
+    ("docs/operations.md", "operators_see_what_the_pages_show"),
+    ("docs/planned-stops.md", "operators_see_what_the_pages_show"),
     ("docs/pooling.md", "a_pool_does_what_the_page_shows"),
     ("docs/quick-start.md", "the_quick_start_works_as_it_stands_there"),
     ("docs/tools.md", "tools_use_the_ports_that_the_page_names"),
@@ -413,7 +414,7 @@ fn session(router: &Router) -> Raw {
 }
 
 #[test]
-fn operators_see_what_the_page_shows() {
+fn operators_see_what_the_pages_show() {
     let cluster = Cluster::shared();
     let dir = tempfile::tempdir().unwrap();
     let token = secret(dir.path(), "http.token", "a-token-of-24-characters");
@@ -438,10 +439,17 @@ fn operators_see_what_the_page_shows() {
     }
     let group = output(Command::new("id").arg("-gn"));
     let group = String::from_utf8(group.stdout).unwrap();
+    let file = ("/etc/trunkline/trunkline.yaml", config.clone());
+    let planned = tempfile::tempdir().unwrap();
+    run(
+        "docs/planned-stops.md",
+        std::slice::from_ref(&file),
+        planned.path(),
+    );
     run(
         "docs/operations.md",
         &[
-            ("/etc/trunkline/trunkline.yaml", config.clone()),
+            file,
             ("/etc/trunkline", dir.path().display().to_string()),
             ("chgrp trunkline", format!("chgrp {}", group.trim())),
             ("host=router1 ", format!("host={} ", router.address)),

@@ -358,7 +358,8 @@ fn garbage_ends_its_own_session_at_most() {
     for bytes in [
         &message(b'd', b"x")[..],
         &message(b'p', b""),
-        &message(b'Q', &[b' '; 65_600]),
+        &message(b'E', &[b' '; 65_600]),
+        &[b'Q', 0x40, 0, 0, 0],
         b"\x16\x03\x01\x02\0\x01\0",
         b"GET / HTTP/1.1\r\n\r\n",
         &[b'B', 0, 0, 0, 0],
@@ -382,6 +383,13 @@ fn garbage_ends_its_own_session_at_most() {
         assert_eq!(raw.message().tag, b'Z');
         assert!(raw.value("SHOW VERSION").starts_with("Trunkline"));
     }
+    // What a driver may send, if a program makes it do so.
+    let mut raw = into_console(&router, "admin");
+    raw.authenticate("admin");
+    raw.send(&message(b'Q', &[b' '; 3 << 20]));
+    assert_eq!(raw.message().code(), "54000");
+    assert_eq!(raw.message().tag, b'Z');
+    assert!(raw.value("SHOW VERSION").starts_with("Trunkline"));
     assert!(other.value("SHOW VERSION").starts_with("Trunkline"));
     assert!(!router.log().contains("panicked"), "{}", router.log());
 }

@@ -111,7 +111,14 @@ fn operators_order_and_everybody_sees_it() {
     let client = router.psql_output(6432, "", "SELECT 1");
     assert!(!client.status.success());
     let enabled = told(&router, "admin", "ENABLE read-write");
-    assert!(enabled.contains("read-write: enabled"), "{enabled}");
+    assert!(enabled.contains("read-write: enabled\n"), "{enabled}");
+    told(&router, "admin", "PAUSE");
+    let enabled = told(&router, "admin", "ENABLE read-write");
+    assert!(
+        enabled.contains("read-write: enabled, and still paused: its clients wait until RESUME read-write"),
+        "{enabled}"
+    );
+    told(&router, "admin", "RESUME");
     assert!(router.psql_output(6432, "", "SELECT 1").status.success());
 
     let reloaded = told(&router, "admin", "RELOAD");
@@ -146,7 +153,8 @@ fn connections_are_replaced_and_waited_for() {
     waiting.send(&message(b'Q', b"WAIT_CLOSE read-write\0"));
     assert_eq!(waiting.message().tag, b'N');
     client.query("COMMIT");
-    assert_eq!(waiting.message().tag, b'C', "the last one was given back");
+    assert_eq!(waiting.message().tag, b'N', "the last one was given back");
+    assert_eq!(waiting.message().tag, b'C');
     assert_ne!(client.value("SELECT pg_backend_pid()"), before);
     // Of a member that is drained, every connection.
     told(&router, "admin", "DRAIN s1");
@@ -253,6 +261,46 @@ fn a_cancel_request_ends_what_the_console_waits_for() {
     cancel(at(&router, 6432), How::Tls, process_id, &key);
     assert!(inside.value("SHOW VERSION").starts_with("Trunkline"));
     client.query("COMMIT");
+}
+
+/// Work for a second and more, of which nothing is left to do when nobody waits for it.
+#[test]
+fn a_cancel_request_and_kill_end_a_query_that_runs() {
+    let (_server, router) = led();
+    let (text, pattern) = ("a".repeat(50_000), "a".repeat(3000));
+    let heavy = format!("SELECT count(*) FROM config WHERE '{text}' LIKE '%{pattern}b'\0");
+    let (mut inside, process_id, key) = into(&router, "trunkline", "admin");
+    let mut other = console(&router);
+    let running = || -> Option<u64> {
+        let mut all = consoles(&router);
+        all.retain(|session| session["state"] == "active");
+        all.first().and_then(|session| session["id"].as_u64())
+    };
+    let code = |raw: &mut Raw| loop {
+        let message = raw.message();
+        match message.tag {
+            b'E' => return message.code(),
+            b'Z' => panic!("it was answered"),
+            _ => {}
+        }
+    };
+    for ends in ["57014", "57P01"] {
+        inside.send(&message(b'Q', heavy.as_bytes()));
+        eventually("it runs", SOON, || running().is_some());
+        if ends == "57014" {
+            cancel(at(&router, 6432), How::Tls, process_id, &key);
+        } else {
+            let id = running().unwrap();
+            other.query(&format!("KILL {id}"));
+        }
+        assert_eq!(code(&mut inside), ends);
+        if ends == "57014" {
+            assert_eq!(inside.message().tag, b'Z');
+        }
+        // The work has ended, too: only the query that asks is worked on.
+        let used = "SELECT used FROM limits WHERE name = 'queries of the console'";
+        eventually("its turn is over", SOON, || other.value(used) == "1");
+    }
 }
 
 #[test]

@@ -267,3 +267,51 @@ fn an_exporter_for_pgbouncer_is_served() {
         assert_eq!(metric(name).as_deref(), Some(value), "{name}");
     }
 }
+
+/// Its actions for PgBouncer, as Nagios runs them.
+#[test]
+fn check_postgres_is_served() {
+    let (_server, router) = pooled();
+    let mut client = Client::of(&router);
+    client.send("BEGIN; SELECT 1;");
+    let host = router.address.to_string();
+    let check = |action: &str, limits: &[&str]| {
+        let mut check = Command::new("check_postgres");
+        check.args(["--db", "pgbouncer", "-p", "6432", "-u", "stats", "-H", &host]);
+        check.arg(format!("--action={action}")).args(limits);
+        let told = output(check.env("PGPASSWORD", "stats"));
+        String::from_utf8(told.stdout).unwrap()
+    };
+    let pool = |action: &str| check(action, &["-w", "10", "-c", "20", "--include=app"]);
+    eventually("the transaction is seen", LIMIT, || {
+        pool("pgb_pool_sv_active").contains("app=1 ")
+    });
+    for (action, expected) in [
+        ("pgb_pool_cl_active", "app=1 "),
+        ("pgb_pool_cl_waiting", "app=0 "),
+        ("pgb_pool_sv_idle", "app=0 "),
+        ("pgb_pool_sv_used", "app=0 "),
+        ("pgb_pool_sv_tested", "app=0 "),
+        ("pgb_pool_sv_login", "app=0 "),
+        ("pgb_pool_maxwait", "app=0 "),
+    ] {
+        let told = pool(action);
+        assert!(
+            told.contains(" OK: ") && told.contains(expected),
+            "{action}: {told}"
+        );
+    }
+    let told = check("pgb_pool_cl_active", &["-w", "1", "-c", "20", "--include=app"]);
+    assert!(told.contains(" WARNING: "), "{told}");
+    let told = check("pgbouncer_backends", &["--include=app"]);
+    assert!(
+        told.contains(" OK: ") && told.contains("1 of 77 connections"),
+        "{told}"
+    );
+    // Without one to compare with, it says the checksum.
+    let told = check("pgbouncer_checksum", &["--critical=0"]);
+    let sum = told.split_whitespace().find(|word| word.len() == 32);
+    let sum = sum.unwrap_or_else(|| panic!("{told}"));
+    let told = check("pgbouncer_checksum", &[&format!("--critical={sum}")]);
+    assert!(told.contains(" OK: "), "{told}");
+}

@@ -248,8 +248,11 @@ fn psql_lists_the_views_and_their_columns() {
             ("\\copy (SELECT 1) to stdout", "ERROR:  the console has no COPY"),
         ] {
             let told = told_by_input(psql(), &dsn(&router), command);
+            // Some releases show null as they are told to, others as nothing.
             assert!(
-                told.to_lowercase().contains(&expected.to_lowercase()),
+                told.to_lowercase()
+                    .replace("null", "")
+                    .contains(&expected.to_lowercase()),
                 "{command}: {told}"
             );
         }

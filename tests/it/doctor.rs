@@ -15,7 +15,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::cluster::postgres::{Options as ServerOptions, Postgres, fixed_list};
+use crate::cluster::postgres::{Options as ServerOptions, Pair18, Postgres, fixed_list};
+use crate::cluster::slapd::{BASE, ROUTER, Slapd};
 use crate::cluster::{Certificates, Cluster, Options, Router, eventually, fresh_address, output, secret};
 
 /// A configuration that nothing is wrong with, and its files.
@@ -171,7 +172,7 @@ fn a_sound_place_has_no_complaint_before_the_start_and_beside_the_router() {
         }
     }
     assert!(
-        report.text.contains(" ok, 0 warnings, 0 failures, "),
+        report.text.contains(", 0 warnings, 0 failures, "),
         "{}",
         report.text
     );
@@ -331,8 +332,7 @@ fn limits_of_the_host_and_of_the_service_are_found() {
     let mut sound = Sound::new();
     sound.extra += "limits: {max_clients: 90000}\nworkers: 64\nshutdown: {grace: 30s}\n";
     let unit = sound.file("t.service");
-    let text =
-        "[Service]\nType=simple\nUser=root\nLimitNOFILE=1024\nTimeoutStopSec=10\nProtectSystem=strict\n";
+    let text = "[Service]\nType=simple\nUser=root\nLimitNOFILE=1024\nMemoryMax=256M\nTimeoutStopSec=10\nProtectSystem=strict\n";
     fs::write(&unit, text).unwrap();
     sound.arguments = vec!["--unit".to_owned(), unit.display().to_string()];
     let report = sound.examined();
@@ -341,6 +341,15 @@ fn limits_of_the_host_and_of_the_service_are_found() {
         &["descriptors", "limit 1024 of the unit", "LimitNOFILE=18"],
     );
     report.says("warn", &["ip_local_port_range", "90000 connections", "use pools"]);
+    report.says(
+        "warn",
+        &[
+            "memory",
+            "the unit gives the router (MemoryMax) 256.0 MiB",
+            "90000 clients",
+            "or lower limits.max_clients to",
+        ],
+    );
     report.says("warn", &["workers", "64 workers", "leave workers out"]);
     report.says(
         "warn",
@@ -365,8 +374,7 @@ fn names_and_certificates_are_looked_at() {
     let sound = Sound::new();
     let key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    let soon = time_in(20);
-    parameters.not_after = soon;
+    parameters.not_after = time_in(10);
     parameters
         .distinguished_name
         .push(rcgen::DnType::CommonName, "router");
@@ -381,11 +389,29 @@ fn names_and_certificates_are_looked_at() {
         "warn",
         &["server.crt: chain", "is not that of the issuer", "first"],
     );
+
+    // The one of the quick start.
+    let sound = Sound::new();
+    let mut parameters = rcgen::CertificateParams::new(vec!["router1".to_owned()]).unwrap();
+    parameters.not_after = time_in(30);
+    fs::write(
+        sound.file("server.crt"),
+        parameters.self_signed(&key).unwrap().pem(),
+    )
+    .unwrap();
+    secret(sound.dir.path(), "server.key", &key.serialize_pem());
+    let report = sound.examined();
+    report.says(
+        "note",
+        &["server.crt", "router1", "30 days left", "renew it before"],
+    );
+    assert_eq!(report.complaints(), Vec::<&Value>::new(), "{}", report.text);
 }
 
-/// A date so many days from now.
+/// A date so many days and some hours from now: so many whole days are left, however long a test
+/// takes.
 fn time_in(days: i64) -> time::OffsetDateTime {
-    time::OffsetDateTime::now_utc() + time::Duration::days(days)
+    time::OffsetDateTime::now_utc() + time::Duration::days(days) + time::Duration::hours(12)
 }
 
 /// A Patroni of another cluster: old, and with a clock that is wrong.
@@ -611,6 +637,51 @@ fn settings_of_a_server_that_clash_with_the_configuration_are_found() {
 }
 
 #[test]
+fn directories_of_ldap_lines_are_asked() {
+    let directory = Slapd::start();
+    let (server, base) = (directory.server(), format!("ldapbasedn=\"{BASE}\""));
+    let dead = fresh_address();
+    let mut sound = Sound::new();
+    sound.extra += "auth: {hba_file: hba, ldap_ca_file: ldap.crt, server_credentials: [{users: all, password: client}]}\n";
+    fs::copy(directory.ca_file(), sound.file("ldap.crt")).unwrap();
+    let secure = format!(
+        "ldapserver={} ldapport={} ldapscheme=ldaps",
+        directory.host, directory.secure
+    );
+    let lines = [
+        format!("ldapserver=\"{server}\" {base}"),
+        format!("{secure} {base}"),
+        format!("ldapserver=\"{server}\" ldapprefix=\"uid=\" ldapsuffix=\",{BASE}\""),
+        format!("ldapserver={dead} {base}"),
+        format!("ldapserver=\"{server}\" {base} ldapbinddn=\"{ROUTER}\" ldapbindpasswd=wrong"),
+        format!("ldapserver=\"{server}\" ldapbasedn=\"dc=nowhere\""),
+    ];
+    let rules = lines.map(|line| format!("hostssl all all all ldap {line}\n"));
+    secret(sound.dir.path(), "hba", &rules.concat());
+    let report = sound.examined();
+    let line = |number: usize| format!("hba:{number}: ");
+    report.says("ok", &[&line(1), &server, "lets the router search"]);
+    report.says("ok", &[&line(2), "lets the router search"]);
+    report.says("ok", &[&line(3), "no login was tried"]);
+    report.says("fail", &[&line(4), &dead.to_string(), "does a firewall let"]);
+    report.says(
+        "fail",
+        &[
+            &line(5),
+            "bind as ldapbinddn",
+            "correct ldapbinddn and ldapbindpasswd",
+        ],
+    );
+    report.says("fail", &[&line(6), "search", "correct ldapbasedn"]);
+    assert!(!report.text.contains("wrong"), "{}", report.text);
+    // An authority that did not sign the directory's certificate.
+    fs::copy(sound.file("servers.crt"), sound.file("ldap.crt")).unwrap();
+    sound
+        .examined()
+        .says("fail", &[&line(2), "TLS failed", "check auth.ldap_ca_file"]);
+}
+
+#[test]
 fn peers_are_asked_each() {
     let secret_file = |dir: &Path, text: &str| secret(dir, "peers-secret", text).display().to_string();
     let keys = tempfile::tempdir().unwrap();
@@ -632,6 +703,7 @@ fn peers_are_asked_each() {
     };
     let report = with(&own, format!("{}:6432", there.address));
     report.says("ok", &["peer other", "with the same secret"]);
+    report.says("ok", &["peer other: cluster main", "it serves the same one"]);
     assert_eq!(report.complaints(), Vec::<&Value>::new(), "{}", report.text);
     let nobody = format!("{}:6432", fresh_address());
     with(&own, nobody).says("warn", &["peer other", "no router listens there now", "start it"]);
@@ -640,6 +712,23 @@ fn peers_are_asked_each() {
     let report = with(&another, format!("{}:6432", there.address));
     report.says("fail", &["peer other", "hung up", "secret_file"]);
     with(&own, format!("{}:6434", there.address)).says("fail", &["peer other"]);
+    let pair = Pair18::start();
+    let elsewhere = Router::before(
+        Cluster::shared(),
+        Options {
+            clusters: Some(pair.yaml()),
+            extra: peers(&own, "127.0.0.1:1"),
+            ..Options::default()
+        },
+    );
+    with(&own, format!("{}:6432", elsewhere.address)).says(
+        "warn",
+        &[
+            "peer other: cluster main",
+            "serves no cluster with the system identifier",
+            "compare the endpoints",
+        ],
+    );
 }
 
 #[test]

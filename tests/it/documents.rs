@@ -50,6 +50,11 @@ fn the_quick_start_works_as_it_stands_there() {
             ("/etc/trunkline/*", format!("{}/se*", dir.path().display())),
             ("/etc/trunkline", dir.path().display().to_string()),
             ("/run/trunkline", dir.path().join("run").display().to_string()),
+            // There is a section for its address already.
+            (
+                "echo 'http: {token_file: admin.token}' >>",
+                "sed -i 's/^http: {/http: {token_file: admin.token, /'".to_owned(),
+            ),
             ("chgrp trunkline", format!("chgrp {}", group.trim())),
             ("/tmp/trunkline.log", dir.path().join("log").display().to_string()),
             ("host=router1", format!("host={address}")),

@@ -46,7 +46,7 @@ fn the_watch_shows_in_the_log_the_metrics_and_the_check() {
 fn a_wrong_scope_is_told_and_does_no_harm() {
     let cluster = Cluster::shared();
     let router = Router::before(cluster, options(cluster, "elsewhere"));
-    router.await_log(&["WARN", "etcd has no leader key", "`etcd.scope`"]);
+    router.await_log(&["WARN", "etcd has no leader key", "`etcd.scope`", "SCOPE/GROUP"]);
     assert_eq!(router.psql(6432, "SELECT pg_is_in_recovery()"), "f");
     assert!(
         check(&router).contains("no member holds the leader key"),

@@ -106,7 +106,11 @@ fn a_healthy_cluster_of_three_is_one_screen_and_exit_code_0() {
     );
     // A name of a cluster that there is not.
     let (code, text) = trunkline(&["status", "--cluster", "other", "-c", &config(&router)]);
-    assert!(code == Some(2) && text.contains("main"), "{text}");
+    assert_eq!(text, "there is no cluster other (there is: main)\n");
+    assert_eq!(code, Some(2));
+    let (code, text) = trunkline(&["status", "--json", "--cluster", "other", "-c", &config(&router)]);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &document["result"]), (Some(2), &Value::from("refused")));
 }
 
 #[test]
@@ -123,10 +127,17 @@ fn status_says_what_is_wrong_and_what_to_do() {
     assert_eq!(code, Some(1), "{text}");
     let first = text.lines().next().unwrap();
     assert!(
-        first.starts_with("NOT WELL: route read-only is paused for another "),
+        first.starts_with("NOT WELL: nobody can read through route read-only, since ")
+            && first.contains(" UTC: an operator has paused the route"),
         "{text}"
     );
     assert!(text.contains("trunkline unpause read-only"), "{text}");
+    // It was not disabled, and what holds its clients goes on.
+    let (_, text) = trunkline(&["enable", "read-only", "-c", &config]);
+    assert_eq!(
+        text,
+        "read-only: enabled, and still paused: its clients wait until `trunkline unpause read-only`\n"
+    );
     order(&["unpause", "read-only"]);
     let replica = Cluster::shared().replicas().remove(0);
     order(&["maint", &replica]);
@@ -135,8 +146,8 @@ fn status_says_what_is_wrong_and_what_to_do() {
     assert_eq!(document["result"], "degraded");
     let problems = document["problems"].to_string();
     for part in [
-        &format!("{replica} is in maintenance (`trunkline ready {replica}`)"),
-        "route read-write is disabled (`trunkline enable read-write`)",
+        &format!("{replica} is in maintenance; to end it: `trunkline ready {replica}`"),
+        "route read-write is disabled; to end it: `trunkline enable read-write`",
     ] {
         assert!(problems.contains(part), "{part}: {problems}");
     }
@@ -150,6 +161,177 @@ fn status_says_what_is_wrong_and_what_to_do() {
     let (code, text) = trunkline(&["status", "--json", "--url", &nowhere]);
     let document: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((code, &document["result"]), (Some(2), &Value::from("no service")));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_no_router_that_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trunkline.yaml").display().to_string();
+    let missing = trunkline(&["status", "-c", &path]);
+    fs::write(&path, "http: [\n").unwrap();
+    let broken = trunkline(&["status", "-c", &path]);
+    for (code, text) in [missing, broken] {
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.starts_with(&format!("NOT ASKED: {path}:")), "{text}");
+        assert!(text.contains("Use --url http://HOST:6434"), "{text}");
+    }
+    let (code, text) = trunkline(&["status", "--json", "-c", &path]);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &document["result"]), (Some(2), &Value::from("not asked")));
+}
+
+#[test]
+fn a_refused_reload_is_told_until_one_is_accepted() {
+    let router = Router::before(Cluster::shared(), Options::default());
+    assert_eq!(status(&router).0, Some(0), "{}", status(&router).1);
+    let path = config(&router);
+    let sound = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{sound}lock: 1\nworkres: 2\n")).unwrap();
+    router.signal("HUP");
+    let refused = || {
+        told(&router)["problems"]
+            .to_string()
+            .contains("the last reload was refused")
+    };
+    eventually("the refusal is told", SOON, refused);
+    let (code, text) = status(&router);
+    assert_eq!(code, Some(1), "{text}");
+    let first = text.lines().next().unwrap();
+    assert!(
+        first.starts_with(
+            "NOT WELL: the last reload was refused, and the configuration from before stays in use, since "
+        ),
+        "{text}"
+    );
+    for part in [
+        " UTC: ",
+        "lock",
+        "(and 1 fault more)",
+        &format!("`trunkline reload -c {path}`"),
+    ] {
+        assert!(first.contains(part), "{part}: {text}");
+    }
+    fs::write(&path, sound).unwrap();
+    router.signal("HUP");
+    eventually("all is well again", SOON, || status(&router).0 == Some(0));
+}
+
+/// As `systemctl reload` does it.
+#[test]
+fn a_reload_by_command_of_a_broken_file_is_refused_by_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let router = Router::before(
+        Cluster::shared(),
+        Options {
+            extra: format!(
+                "control_socket: \"{}/control\" # for reloads\n",
+                dir.path().display()
+            ),
+            ..Options::default()
+        },
+    );
+    let path = config(&router);
+    let is_refused = || {
+        let (_, text) = router.http("/metrics").unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("trunkline_config_reload_refused "));
+        line.unwrap() == "1"
+    };
+    let reload = || trunkline(&["reload", "-c", &path]);
+    let sound = fs::read_to_string(&path).unwrap();
+    // The second is not even YAML.
+    for (broken, fault) in [
+        ("workres: 2\n", "workres: unknown key `workres`"),
+        ("workers: [\n", "trunkline.yaml:"),
+    ] {
+        assert!(!is_refused());
+        fs::write(&path, format!("{sound}{broken}")).unwrap();
+        let (code, text) = reload();
+        assert_eq!(code, Some(1), "{text}");
+        // Once, although the process says the same.
+        assert_eq!(text.matches(fault).count(), 1, "{text}");
+        let end = format!(
+            "not reloaded: {path} has errors. The running process refuses it, and keeps its configuration\n"
+        );
+        assert!(text.ends_with(&end), "{text}");
+        // By HTTP: without YAML, the commands do not find the router.
+        let (_, health) = router.http("/api/v1/health").unwrap();
+        assert!(health.contains("the last reload was refused"), "{health}");
+        let (_, events) = router.http("/api/v1/events").unwrap();
+        assert!(
+            events.contains("configuration refused: the old one stays in use"),
+            "{events}"
+        );
+        assert!(is_refused());
+        // The file is as it was, and is reloaded: nothing has changed.
+        fs::write(&path, &sound).unwrap();
+        assert_eq!(reload(), (Some(0), "reloaded\n".to_owned()));
+        assert!(!is_refused());
+        assert_eq!(status(&router).0, Some(0), "{}", status(&router).1);
+    }
+    // Nobody is there to refuse it.
+    fs::write(&path, format!("{sound}workres: 2\n")).unwrap();
+    let socket = format!("control_socket: {}/nobody\n", dir.path().display());
+    let other = secret(dir.path(), "other.yaml", &format!("{socket}workres: 2\n"));
+    let (code, text) = trunkline(&["reload", "-c", &other.display().to_string()]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("has errors, and no running process was asked: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn several_clusters_are_on_one_screen_the_worst_first() {
+    let (one, two) = (Pair18::start(), Pair18::start());
+    let named = |pair: &Pair18, name: &str| {
+        let yaml = pair.yaml().replace("  main:\n", &format!("  {name}:\n"));
+        yaml.trim_start_matches("clusters:\n").to_owned()
+    };
+    let address = fresh_address();
+    let listeners = ["one", "two"].map(|name| {
+        let port = if name == "one" { 6432 } else { 6433 };
+        format!("  - {{name: {name}, address: \"{address}:{port}\", route: {name}}}\n")
+    });
+    let router = Router::launch(
+        None,
+        Options {
+            address: Some(address),
+            clusters: Some(format!("clusters:\n{}{}", named(&one, "one"), named(&two, "two"))),
+            listeners: Some(listeners.concat()),
+            extra: "routes:\n  one: {cluster: one, targets: [leader]}\n  two: {cluster: two, targets: [leader]}\n".to_owned(),
+            ..Options::default()
+        },
+    );
+    eventually("both clusters are well", SOON, || status(&router).0 == Some(0));
+    one.standby.stop();
+    eventually("the standby is down", SOON, || status(&router).0 == Some(1));
+    two.primary.stop();
+    eventually("nobody serves the second cluster", SOON, || {
+        status(&router).0 == Some(2)
+    });
+    let (_, text) = status(&router);
+    assert!(
+        text.starts_with("NO SERVICE: nobody can write to cluster two, "),
+        "{text}"
+    );
+    assert!(text.contains("  also: s2 is DOWN"), "{text}");
+    assert!(
+        text.contains("cluster one: leader s1") && text.contains("cluster two: no leader"),
+        "{text}"
+    );
+    let ask = |name: &str| trunkline(&["status", "--cluster", name, "-c", &config(&router)]);
+    let (code, text) = ask("one");
+    assert!(code == Some(1) && !text.contains("cluster two"), "{text}");
+    let (code, text) = ask("three");
+    assert_eq!(
+        (code, text.as_str()),
+        (Some(2), "there is no cluster three (there is: one, two)\n")
+    );
+    one.standby.start_again();
+    two.primary.start_again();
+    eventually("all is well again", SOON, || status(&router).0 == Some(0));
 }
 
 #[test]
@@ -171,7 +353,7 @@ fn status_tells_a_standby_that_is_down_from_a_cluster_without_a_leader() {
     // Nobody serves read-only sessions: the leader is not among the targets of that route.
     assert_eq!(code, Some(2), "{text}");
     assert!(
-        text.starts_with("NO SERVICE: no member can serve route read-only: "),
+        text.starts_with("NO SERVICE: nobody can read through route read-only: no member can serve it: "),
         "{text}"
     );
     pair.standby.start_again();
@@ -180,12 +362,12 @@ fn status_tells_a_standby_that_is_down_from_a_cluster_without_a_leader() {
     eventually("there is no leader", SOON, || {
         told(&router)["problems"]
             .to_string()
-            .contains("cluster main has no leader")
+            .contains("nobody can write to cluster main, which has no leader")
     });
     let (code, text) = status(&router);
     assert_eq!(code, Some(2), "{text}");
     assert!(
-        text.starts_with("NO SERVICE: no member can serve route read-write"),
+        text.starts_with("NO SERVICE: nobody can write to cluster main, which has no leader, since "),
         "{text}"
     );
     assert!(text.contains("cluster main: no leader"), "{text}");

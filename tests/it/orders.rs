@@ -285,6 +285,15 @@ fn renamed(text: &str, own: &str) -> String {
     value.to_string()
 }
 
+/// Nobody says yes to it.
+fn plan_names_a_transaction(router: &Router) {
+    let said = trunkline(router, &["switchover", "--grace", "5"]);
+    let plan = String::from_utf8(said.stdout).unwrap();
+    assert!(!said.status.success());
+    let open = "1 transaction is open now; if it is open after the grace, it is rolled back\n  route read-write: 1, for ";
+    assert!(plan.contains(open) && plan.contains(": app at 127."), "{plan}");
+}
+
 #[test]
 fn what_patroni_says_to_a_switchover_decides_whether_clients_wait() {
     let cluster = Cluster::shared();
@@ -311,6 +320,7 @@ fn what_patroni_says_to_a_switchover_decides_whether_clients_wait() {
         let refused = format!("Patroni refuses, and clients go on: HTTP status {status}: as the test says");
         assert!(text.contains(&refused), "{status}: {text}");
         assert!(text.contains(&format!("switch over from {leader} to ")), "{text}");
+        assert!(text.contains("no transaction is open now; "), "{text}");
         assert_eq!(client.value("SELECT 2"), "2");
         let asked = fake.asked.lock().unwrap().clone();
         assert_eq!(asked.len(), 1, "{asked:?}");
@@ -374,6 +384,7 @@ fn what_patroni_says_to_a_switchover_decides_whether_clients_wait() {
     let mut busy = session(&router);
     send(&mut busy, "BEGIN");
     assert_eq!(answer(&mut busy), "CZ");
+    plan_names_a_transaction(&router);
     let command = Command::new(env!("CARGO_BIN_EXE_trunkline"))
         .args(["switchover", "--yes", "--grace", "12s", "-c"])
         .arg(router.dir().join("trunkline.yaml"))
@@ -616,7 +627,7 @@ fn operators_pause_and_resume_routes_in_the_console() {
     ] {
         let said = console(&router, "admin", pause);
         assert!(
-            said.contains("PAUSE\n") && said.contains("NOTICE:  00000: the clients wait"),
+            said.contains("PAUSE\n") && said.contains("NOTICE:  00000: the clients of read-write wait"),
             "{said}"
         );
         assert!(is_paused());
@@ -625,13 +636,22 @@ fn operators_pause_and_resume_routes_in_the_console() {
             waiting(&router) == 1
         });
         let said = console(&router, "admin", resume);
-        assert_eq!(said, "RESUME\n");
+        assert!(
+            said.contains("RESUME\n") && said.contains("NOTICE:  00000: read-write: 1 session goes on"),
+            "{said}"
+        );
         assert_eq!(answer(&mut client), "TDCZ");
         assert!(!is_paused());
     }
     router.await_log(&["the route is paused", "by=admin at 127.", "(console)"]);
     // Nothing to end, and nothing that runs.
-    assert_eq!(console(&router, "admin", "RESUME"), "RESUME\n");
+    let said = console(&router, "admin", "RESUME");
+    assert!(said.contains("NOTICE:  00000: no route is paused"), "{said}");
+    let said = console(&router, "admin", "RESUME read-write");
+    assert!(
+        said.contains("NOTICE:  00000: read-write was not paused"),
+        "{said}"
+    );
     assert_eq!(console(&router, "app", "SHOW SWITCHOVER").trim(), "");
     let said = console(&router, "admin", "ABORT SWITCHOVER");
     assert!(said.contains("55000: no switchover runs"), "{said}");

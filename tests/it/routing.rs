@@ -57,6 +57,17 @@ fn options(cluster_extra: &str) -> Options {
     }
 }
 
+/// The read-only routes are ready as soon as the leader is, which some of them may use: this waits
+/// for the others.
+fn started(cluster: &Cluster, options: Options) -> Router {
+    let router = Router::before(cluster, options);
+    let is_up = |line: &&str| line.starts_with("trunkline_cluster_member_up{") && line.ends_with(" 1");
+    eventually("all members are up", Duration::from_secs(20), || {
+        router.http("/metrics").unwrap().1.lines().filter(is_up).count() == 3
+    });
+    router
+}
+
 fn open(router: &Router, port: u16) -> Result<Client, ErrorFields> {
     Client::try_login(at(router, port), Login::default())
 }
@@ -89,7 +100,7 @@ fn roles(cluster: &Cluster) -> (String, Vec<String>) {
 #[test]
 fn replicas_share_sessions_by_each_way_to_balance() {
     let cluster = Cluster::shared();
-    let router = Router::before(cluster, options(""));
+    let router = started(cluster, options(""));
     let (_, replicas) = roles(cluster);
     let each = |counts: &[usize]| -> BTreeMap<String, usize> {
         replicas.iter().cloned().zip(counts.iter().copied()).collect()
@@ -123,7 +134,7 @@ fn sessions_are_shared_out_by_weight_and_zone() {
         "members: {{{}: {{weight: 1}}, {}: {{weight: 3}}}}",
         names[0], names[1]
     );
-    let router = Router::before(cluster, options(&weights));
+    let router = started(cluster, options(&weights));
     for port in [6440, 6441] {
         let (_held, places) = spread(&router, port, 12);
         assert_eq!(
@@ -138,7 +149,7 @@ fn sessions_are_shared_out_by_weight_and_zone() {
         "zone: b\nmembers: {{{}: {{zone: a}}, {}: {{zone: b}}}}",
         names[0], names[1]
     );
-    let router = Router::before(cluster, options(&zones));
+    let router = started(cluster, options(&zones));
     let (_held, places) = spread(&router, 6440, 6);
     assert_eq!(places, BTreeMap::from([(replicas[1].clone(), 6)]));
 }
@@ -146,7 +157,7 @@ fn sessions_are_shared_out_by_weight_and_zone() {
 #[test]
 fn roles_tags_and_the_leader_as_a_last_resort() {
     let cluster = Cluster::shared();
-    let router = Router::before(cluster, options(""));
+    let router = started(cluster, options(""));
     let (leader, replicas) = roles(cluster);
     // Its standbys are asynchronous.
     let places = spread(&router, 6445, 4).1;
@@ -197,7 +208,7 @@ fn roles_tags_and_the_leader_as_a_last_resort() {
 fn a_client_that_slows_down_its_own_start_sends_nobody_else_to_the_leader() {
     let cluster = Cluster::shared();
     let (leader, _) = roles(cluster);
-    let router = Router::before(cluster, options("server: {connect_timeout: 1s}"));
+    let router = started(cluster, options("server: {connect_timeout: 1s}"));
     let parameters = [("options", "-c post_auth_delay=5")];
     let login = Login {
         parameters: &parameters,

@@ -2,9 +2,11 @@
 
 import { ask, part } from "./api";
 import { h, type Child, type Props, type VNode } from "./dom";
-import { count } from "./format";
+import { count, list } from "./format";
 import { changed, state, type Action } from "./state";
 import type { Plan, Session } from "./types";
+
+const MOST_WEIGHT = 256;
 
 /** A button that only works with the token. */
 export function button(label: string, run: () => void, props: Props = {}): VNode | null {
@@ -33,15 +35,28 @@ export function tell(text: string, isError = false): void {
   }, 15_000);
 }
 
+type Done = string | ((answer: Record<string, unknown>) => string);
+
 /** Sends an order. Returns what is wrong. */
-async function order(path: string, done: string, body?: unknown): Promise<string | null> {
-  const answer = await ask(path, "POST", body);
+async function order(path: string, done: Done, body?: unknown): Promise<string | null> {
+  const answer = await ask<Record<string, unknown>>(path, "POST", body);
   if (answer.error) return answer.error;
-  tell(done);
+  let text = typeof done === "string" ? done : done(answer.value ?? {});
+  // 202: it is ordered, and nobody has seen it yet.
+  if (answer.status === 202) text += "; it takes effect soon";
+  const missing = [answer.missing, ...strings(answer.value?.["missing"])].filter(Boolean).join("; ");
+  if (missing) tell(`${text}, but not everywhere: ${missing}`, true);
+  else tell(text);
   return null;
 }
 
-async function now(path: string, done: string, body?: unknown): Promise<void> {
+function strings(value: unknown): string[] {
+  return Array.isArray(value) ? value.map(String) : [];
+}
+
+const number = (value: unknown): number => typeof value === "number" ? value : 0;
+
+async function now(path: string, done: Done, body?: unknown): Promise<void> {
   const error = await order(path, done, body);
   if (error) tell(error, true);
 }
@@ -73,11 +88,11 @@ export function weight(cluster: string, name: string, current: number): void {
   open(`Weight of ${name}`, () => [
     h("p", null, "The share of new sessions that the member gets, 0 to 256. 0 is none: it is DRAIN then."),
     h("label", null, "Weight ", h("input", {
-      type: "number", min: "0", max: "256", value, autofocus: true,
+      type: "number", min: "0", max: "256", step: "1", value, autofocus: true,
       oninput: (event: Event) => { value = (event.target as HTMLInputElement).value; },
     })),
   ], [
-    { label: "Set the weight", run: () => /^\d+$/.test(value) ? order(path, `${name} has weight ${value}`, { weight: Number(value) }) : Promise.resolve("the weight is a number from 0 to 256") },
+    { label: "Set the weight", run: () => /^\d+$/.test(value) && Number(value) <= MOST_WEIGHT ? order(path, `${name} has weight ${Number(value)}`, { weight: Number(value) }) : Promise.resolve(`The weight is a whole number from 0 to ${MOST_WEIGHT}`) },
     { label: "As configured", run: () => order(path, `${name} has the configured weight`, { weight: null }) },
   ]);
 }
@@ -92,7 +107,7 @@ export async function switchover(cluster: string, to: string | null): Promise<vo
   for (const direct of plan.direct) items.push(h("li", null, `Will be cut, as it does not come through the routers: ${count(direct.connections, "connection")} from ${direct.from} (${direct.application}).`));
   for (const remark of plan.remarks) items.push(h("li", null, remark));
   const isPossible = plan.problems.length === 0;
-  open(`Switch over from ${plan.leader} to ${plan.candidate}?`, () => [
+  open(isPossible ? `Switch over from ${plan.leader} to ${plan.candidate}?` : `No switchover from ${plan.leader} to ${plan.candidate} now`, () => [
     isPossible
       ? h("p", null, `The clients of ${cluster} are held, Patroni makes ${plan.candidate} the leader, and they go on there. Open transactions: ${plan.sessions.transactions}.`)
       : [h("p", { class: "bad" }, "It is not possible now:"), h("ul", null, plan.problems.map((problem) => h("li", null, problem)))],
@@ -120,13 +135,19 @@ export function route(name: string, action: "disable" | "enable" | "pause" | "un
     open(`Pause route ${name}?`, text(
       `The clients of ${count(sessions, "session")} wait at the end of their transactions, until the route goes on, for 5 minutes at most.`,
       "It answers when no transaction is open, or after 30 s.",
-    ), [{ label: `Pause ${name}`, isDangerous: true, run: () => order(path, `Route ${name} is paused`, {}) }]);
+    ), [{ label: `Pause ${name}`, isDangerous: true, run: () => order(path, paused(name), {}) }]);
   }
 }
 
+const paused = (name: string) => (answer: Record<string, unknown>): string => {
+  const open = number(answer["open"]);
+  if (!open) return `Route ${name} is paused, and no transaction is open`;
+  return `Route ${name} is paused; ${count(open, "transaction")} ${open === 1 ? "is" : "are"} still open`;
+};
+
 export function reconnect(name: string): void {
   open(`New server connections for route ${name}?`, text("Idle connections of its pools close now, the others when their session gives them back. Clients notice nothing."), [
-    { label: "Reconnect", run: () => order("api/v1/pools/reconnect", `Route ${name} gets new server connections`, { route: name }) },
+    { label: "Reconnect", run: () => order("api/v1/pools/reconnect", (answer) => `${count(number(answer["connections"]), "server connection")} of route ${name} ${number(answer["connections"]) === 1 ? "is" : "are"} replaced`, { route: name }) },
   ]);
 }
 
@@ -151,13 +172,19 @@ export function router(action: "drain" | "ready"): void {
 
 export function reload(): void {
   open("Read the configuration again?", text("A configuration with faults is refused as a whole, and the current one stays."), [
-    { label: "Reload", run: () => order("api/v1/reload", "The configuration is read again") },
+    { label: "Reload", run: () => order("api/v1/reload", reloaded) },
   ]);
+}
+
+function reloaded(answer: Record<string, unknown>): string {
+  const changed = strings(answer["changed"]), restart = strings(answer["restart"]);
+  const what = changed.length ? `what has changed is in effect: ${list(changed)}` : "nothing that takes effect now has changed";
+  return `The configuration is read again: ${what}${restart.length ? `. After an upgrade or a restart only: ${list(restart)}` : ""}`;
 }
 
 export function closeSessions(cluster: string, name: string): void {
   const path = `api/v1/members/${part(name)}/close-sessions?cluster=${part(cluster)}`;
   open(`End the sessions on ${name}?`, text("Each ends after its transaction; what is left after 30 s is cut."), [
-    { label: "End the sessions", isDangerous: true, run: () => order(path, `The sessions on ${name} end`, { when: "boundary", grace_s: 30 }) },
+    { label: "End the sessions", isDangerous: true, run: () => order(path, (answer) => `${count(number(answer["sessions"]), "session")} on ${name} ${number(answer["sessions"]) === 1 ? "ends" : "end"}`, { when: "boundary", grace_s: 30 }) },
   ]);
 }

@@ -38,7 +38,8 @@ const ROUTER: Chart[] = [
 
 export function charts(): VNode {
   const history = state.history;
-  if (!history || history.time_ms.length < 2) {
+  if (!history) return section("charts", "Last hour", null, h("p", { class: "empty" }, "Waiting for the router …"));
+  if (history.time_ms.length < 2) {
     return section("charts", "Last hour", null, h("p", { class: "empty" }, "The router takes a point every 10 s; the charts begin with the second one."));
   }
   const times = history.time_ms;
@@ -57,7 +58,7 @@ export function charts(): VNode {
     h("div", { class: "groups" },
       history.members.map(({ cluster, member, series }) => group(`member ${state.clusters.length > 1 ? `${cluster}/` : ""}${member}`, MEMBER, series, history)),
       group("router", ROUTER, history.router, history)),
-    history.left_out ? h("p", { class: "soft" }, `${history.left_out} more have no charts: there are 64 of routes and of members.`) : null);
+    history.left_out ? h("p", { class: "soft" }, `${history.left_out} more ${history.left_out === 1 ? "has" : "have"} no charts: there are charts of 64 routes and 64 members at most.`) : null);
 }
 
 /** The index of the point that is looked at. */

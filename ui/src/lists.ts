@@ -3,15 +3,16 @@
 import * as actions from "./actions";
 import { h, type Child, type VNode } from "./dom";
 import { bytes, count, date, few, millis, moment, seconds } from "./format";
-import { filter, matches, section, status, table } from "./parts";
+import { breakable, filter, matches, section, status, table } from "./parts";
 import { changed, state } from "./state";
+import type { Session } from "./types";
 
 export function members(): VNode {
   return section("members", "Members, in HAProxy's words", null, table("Members", [
     { title: "member", cell: (member) => member.name },
     { title: "cluster", cell: (member) => member.cluster },
     { title: "status", cell: (member) => status(member.status) },
-    { title: "last check", cell: (member) => [h("b", null, member.check.status), ` ${member.check.text ?? ""}`] },
+    { title: "last check", isLong: true, cell: (member) => [h("b", null, member.check.status), ` ${member.check.text ?? ""}`] },
     { title: "in a row", isNumber: true, cell: (member) => member.check.in_a_row },
     { title: "age", isNumber: true, cell: (member) => member.check.age_ms === null ? "–" : millis(member.check.age_ms) },
     { title: "role", cell: (member) => member.leader ? "leader" : member.role ?? "–" },
@@ -20,18 +21,22 @@ export function members(): VNode {
     { title: "admin", cell: (member) => member.admin },
     { title: "weight", isNumber: true, cell: (member) => member.weight },
     { title: "sessions", isNumber: true, cell: (member) => member.sessions },
-    { title: "routes", cell: (member) => member.routes.map((route, index) => [index ? "; " : "", h("span", { class: route.fit ? null : "soft" }, `${route.fit ? "✓" : "✕"} ${route.route}: ${route.reason}`)]) },
-    { title: "tags", cell: (member) => Object.entries(member.tags).map(([name, value]) => `${name}=${String(value)}`).join(" ") },
+    { title: "routes", isLong: true, cell: (member) => member.routes.map((route, index) => [index ? "; " : "", h("span", { class: route.fit ? null : "soft" }, `${route.fit ? "✓" : "✕"} ${route.route}: ${route.reason}`)]) },
+    { title: "tags", isLong: true, cell: (member) => Object.entries(member.tags).map(([name, value]) => `${name}=${String(value)}`).join(" ") },
   ], state.members, (member) => `${member.cluster}/${member.name}`, "The router knows no members yet."));
 }
 
+const WAITING = "Waiting for the router …";
+
 export function pools(): VNode {
-  const rows = state.pools.pools.flatMap((pool) => (pool.members.length ? pool.members : [null]).map((member, index) => ({ pool, member, index })));
+  const known = state.pools;
+  if (!known) return section("pools", "Pools", null, h("p", { class: "empty" }, WAITING));
+  const rows = known.pools.flatMap((pool) => (pool.members.length ? pool.members : [null]).map((member, index) => ({ pool, member, index })));
   return section("pools", "Pools", null,
     table("Pools", [
       { title: "route", cell: ({ pool }) => pool.route },
-      { title: "user", cell: ({ pool }) => pool.user },
-      { title: "database", cell: ({ pool }) => pool.database },
+      { title: "user", cell: ({ pool }) => breakable(pool.user) },
+      { title: "database", cell: ({ pool }) => breakable(pool.database) },
       { title: "member", cell: ({ member }) => member?.member ?? "–" },
       { title: "connections", cell: ({ pool, member }): Child => member ? meter(member.leased, member.idle, pool.max_connections) : "none" },
       { title: "leased", isNumber: true, cell: ({ member }) => member?.leased ?? 0 },
@@ -41,7 +46,7 @@ export function pools(): VNode {
       { title: "most", isNumber: true, cell: ({ pool }) => pool.reserve ? `${pool.max_connections}+${pool.reserve}` : pool.max_connections },
       { title: "waiting", isNumber: true, cell: ({ pool, index }): Child => index ? "" : pool.waiting ? h("strong", { class: "warn" }, `◷ ${pool.waiting}, ${millis(pool.longest_wait_ms)}`) : "0" },
     ], rows, ({ pool, member }) => [pool.router_process_id, pool.route, pool.user, pool.database, member?.member].join("\n"), "There are no pools: no route has one, or no client has come."),
-    state.pools.left_out ? h("p", { class: "soft" }, `${state.pools.left_out} more pools are not shown: those that somebody waits for come first.`) : null);
+    known.left_out ? h("p", { class: "soft" }, `${count(known.left_out, "more pool")} ${known.left_out === 1 ? "is" : "are"} not shown: those that somebody waits for come first.`) : null);
 }
 
 function meter(leased: number, idle: number, most: number): VNode {
@@ -53,7 +58,8 @@ function meter(leased: number, idle: number, most: number): VNode {
 }
 
 export function sessions(search: () => void): VNode {
-  const { sessionsTotal: total } = state;
+  const { sessionsTotal: total, sessions: shown } = state;
+  const said = state.sessionsError ?? (shown === null ? "–" : `${count(total, "session")}${state.sessionFilter ? " of this kind" : ""}${total > shown.length ? `, the first ${shown.length} are shown` : ""}`);
   return section("sessions", "Sessions", null,
     h("div", { class: "tools" },
       filter("session-filter", "Filter", state.sessionFilter, (value) => {
@@ -61,12 +67,12 @@ export function sessions(search: () => void): VNode {
         changed();
         search();
       }),
-      h("p", { class: "soft", role: "status" }, state.sessionsError ?? `${count(total, "session")}${state.sessionFilter ? " of this kind" : ""}${total > state.sessions.length ? `, the first ${state.sessions.length} are shown` : ""}`)),
-    table("Sessions", [
+      h("p", { class: state.sessionsError ? "bad" : "soft" }, said)),
+    shown === null ? h("p", { class: "empty" }, WAITING) : table("Sessions", [
       { title: "number", isNumber: true, cell: (session) => session.id },
-      { title: "client", cell: (session) => session.client },
-      { title: "user", cell: (session) => session.user },
-      { title: "database", cell: (session) => session.database },
+      { title: "client", cell: (session) => breakable(session.client) },
+      { title: "user", cell: (session) => breakable(session.user) },
+      { title: "database", cell: (session) => breakable(session.database) },
       { title: "route", cell: (session) => session.route },
       { title: "member", cell: (session) => session.member || "–" },
       { title: "state", cell: (session): Child => [session.state, session.ending ? h("span", { class: "warn" }, ` ends: ${session.ending}`) : null] },
@@ -75,9 +81,9 @@ export function sessions(search: () => void): VNode {
       { title: "age", isNumber: true, cell: (session) => seconds(session.age_s) },
       { title: "transactions", isNumber: true, cell: (session) => few(session.transactions) },
       { title: "in / out", isNumber: true, cell: (session) => `${bytes(session.bytes_up)} / ${bytes(session.bytes_down)}` },
-      { title: "TLS", cell: (session) => session.tls ?? "no" },
-      ...(state.hasToken ? [{ title: "orders", cell: (session: (typeof state.sessions)[number]): Child => actions.button("kill", () => actions.kill(session), { "aria-label": `kill session ${session.id}` }) }] : []),
-    ], state.sessions, (session) => String(session.id), state.sessionFilter ? "No session is of this kind." : "There are no sessions."));
+      { title: "TLS", cell: (session): Child => session.tls === null ? "no" : h("span", { title: session.tls }, session.tls.split(" ")[0]) },
+      ...(state.hasToken ? [{ title: "orders", cell: (session: Session): Child => actions.button("kill", () => actions.kill(session), { "aria-label": `kill session ${session.id}` }) }] : []),
+    ], shown, (session) => String(session.id), state.sessionFilter ? "No session is of this kind." : "There are no sessions."));
 }
 
 export function events(): VNode {
@@ -101,15 +107,15 @@ function details(event: (typeof state.events)[number]): string {
 
 export function certificates(): VNode {
   const all = state.certificates;
-  return section("certificates", "Certificates", null, all === null ? h("p", { class: "empty" }, "Not known yet.") : table("Certificates", [
-    { title: "subject", cell: (certificate) => certificate.subject },
+  return section("certificates", "Certificates", null, all === null ? h("p", { class: "empty" }, WAITING) : table("Certificates", [
+    { title: "subject", isLong: true, cell: (certificate) => breakable(certificate.subject) },
     { title: "for", cell: (certificate) => `${certificate.used_for}${certificate.cluster ? ` of ${certificate.cluster}` : ""}, ${certificate.kind}` },
-    { title: "names", cell: (certificate) => certificate.names.join(", ") },
+    { title: "names", cell: (certificate) => breakable(certificate.names.join(", ")) },
     { title: "issuer", cell: (certificate) => certificate.issuer },
     { title: "valid from", cell: (certificate) => date(certificate.not_before_ms) },
     { title: "until", cell: (certificate) => date(certificate.not_after_ms) },
     { title: "days left", isNumber: true, cell: (certificate): Child => certificate.days_left < 0 ? h("strong", { class: "bad" }, "✖ expired") : certificate.days_left < 14 ? h("strong", { class: "warn" }, `▲ ${certificate.days_left}`) : certificate.days_left },
-    { title: "file", cell: (certificate) => certificate.file },
+    { title: "file", isLong: true, cell: (certificate) => breakable(certificate.file) },
   ], [...all].sort((one, other) => one.days_left - other.days_left), (certificate) => `${certificate.key} ${certificate.file} ${certificate.subject} ${certificate.not_after_ms}`, "The router uses no certificates: nothing has TLS."));
 }
 
@@ -119,24 +125,24 @@ export function configuration(): VNode {
     h("div", { class: "tools" },
       filter("setting-filter", "Filter", state.settingFilter, (value) => { state.settingFilter = value; changed(); }),
       h("label", null, h("input", { type: "checkbox", checked: state.allSettings, onchange: (event: Event) => { state.allSettings = (event.target as HTMLInputElement).checked; changed(); } }), " defaults, too")),
-    state.settings === null ? h("p", { class: "empty" }, state.hasToken ? "Not known yet." : "It is shown with the token, as it names files and accounts.") : table("Configuration", [
-      { title: "key", cell: (setting) => h("code", null, setting.key) },
-      { title: "value", cell: (setting): Child => [h("code", null, setting.value ?? "–"), setting.after_restart !== null ? h("span", { class: "warn" }, ` ▲ ${setting.after_restart} after an upgrade or a restart`) : null] },
+    state.settings === null ? h("p", { class: "empty" }, state.hasToken ? WAITING : "It is shown with the token, as it names files and accounts.") : table("Configuration", [
+      { title: "key", cell: (setting) => h("code", null, breakable(setting.key)) },
+      { title: "value", cell: (setting): Child => [h("code", null, breakable(setting.value ?? "–")), setting.after_restart !== null ? h("span", { class: "warn" }, ` ▲ ${setting.after_restart} after an upgrade or a restart`) : null] },
       { title: "default", cell: (setting) => h("code", { class: "soft" }, setting.default ?? "–") },
-      { title: "from", cell: (setting) => setting.file ? `${setting.file}:${setting.line}` : setting.source },
+      { title: "from", cell: (setting) => breakable(setting.file ? `${setting.file}:${setting.line}` : setting.source) },
     ], all, (setting) => setting.key, "No key is of this kind."));
 }
 
 export function limits(): VNode {
   const all = (state.limits ?? []).filter((limit) => limit.limit !== null && limit.used !== null);
   all.sort((one, other) => (other.used ?? 0) / (other.limit || 1) - (one.used ?? 0) / (one.limit || 1));
-  return section("limits", "Limits, the fullest first", null, state.limits === null ? h("p", { class: "empty" }, "Not known yet.") : table("Limits", [
-    { title: "of", cell: (limit) => limit.scope },
+  return section("limits", "Limits, the fullest first", null, state.limits === null ? h("p", { class: "empty" }, WAITING) : table("Limits", [
+    { title: "of", cell: (limit) => breakable(limit.scope) },
     { title: "limit", cell: (limit) => limit.name },
     { title: "used", cell: (limit) => meter(limit.used ?? 0, 0, limit.limit ?? 1) },
     { title: "now", isNumber: true, cell: (limit) => few(limit.used ?? 0) },
     { title: "most", isNumber: true, cell: (limit) => `${few(limit.limit ?? 0)} ${limit.unit}` },
-    { title: "key", cell: (limit) => limit.key ? h("code", null, limit.key) : "built in" },
+    { title: "key", cell: (limit) => limit.key ? h("code", null, breakable(limit.key)) : "built in" },
   ], all.slice(0, 40), (limit) => `${limit.scope} ${limit.name}`, "No limit is counted."));
 }
 

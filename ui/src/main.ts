@@ -11,7 +11,7 @@ import { changed, drawWith, state } from "./state";
 import { again, follow } from "./stream";
 import { routes, timeline } from "./timeline";
 import type { Certificate, Limit, Listener, Peer, Session, Setting } from "./types";
-import { allIsWell, findings, type Level } from "./verdict";
+import { allIsWell, findings, type Finding, type Level } from "./verdict";
 
 const SESSIONS_MS = 3000, REST_MS = 30_000, MOST_SESSIONS = 200;
 const SECTIONS: [string, string][] = [
@@ -19,11 +19,12 @@ const SECTIONS: [string, string][] = [
   ["pools", "Pools"], ["limits", "Limits"], ["members", "Members"], ["certificates", "Certificates"], ["about", "This router"],
   ["configuration", "Configuration"],
 ];
+const WAITING = "Waiting for the router …";
 const MARKS: Record<Level, string> = { good: "✓", note: "✓", warn: "▲", bad: "✖" };
 
 function render(): void {
   const now = Date.now();
-  const isStale = state.link === "lost" || state.link === "forbidden";
+  const isStale = ["lost", "ended", "forbidden", "token"].includes(state.link);
   document.body.classList.toggle("stale", isStale && state.heard > 0);
   patch(document.body, [
     h("a", { key: "skip", class: "skip", href: "#cluster" }, "To the cluster"),
@@ -34,22 +35,33 @@ function render(): void {
         h("div", { key: "past", class: "past" }, timeline(now), lists.events()),
         charts(), lists.sessions(search), lists.pools(), lists.limits(), lists.members(), lists.certificates(), lists.about(),
         lists.configuration(),
-      ] : h("p", { class: "empty" }, state.link === "connecting" ? "Connecting to the router …" : "")),
+      ] : h("p", { class: "empty" }, state.link === "connecting" || state.link === "live" ? WAITING : "Nothing has come from the router yet.")),
     dialog(),
   ]);
-  const worst = findings(state, now)[0]?.level ?? "good";
-  document.title = `${MARKS[worst]} Trunkline`;
+}
+
+let announced = "", announcedKey = "";
+
+/** What a screen reader says: the headline when there is another one, and not when only its numbers change. */
+function announce(key: string, sentence: string): VNode {
+  if (key !== announcedKey) {
+    announcedKey = key;
+    announced = sentence;
+  }
+  return h("p", { id: "announced", class: "hidden", role: "status" }, announced);
 }
 
 function header(now: number): VNode {
   const all = findings(state, now);
-  const worst: Level = all[0]?.level ?? "good";
-  const important = all.filter((finding) => finding.level === "bad" || finding.level === "warn");
-  const isKnown = state.router !== null || state.link !== "connecting";
-  const sentence = important[0]?.text ?? (isKnown ? allIsWell(state) : "Connecting to the router");
-  const rest = important.slice(1).concat(all.filter((finding) => finding.level === "note"));
+  const isKnown = state.router !== null && state.health !== null;
+  const waiting: Finding = { level: "note", key: "waiting", text: WAITING };
+  const well: Finding = { level: "good", key: "well", text: isKnown ? allIsWell(state) : "" };
+  const first = all[0] ?? (isKnown ? well : waiting);
+  const rest = all.slice(1);
+  document.title = `${first === waiting ? "…" : MARKS[first.level]} Trunkline`;
   const age = state.heard ? Math.floor((now - state.heard) / 1000) : 0;
-  const link = { connecting: "connecting", live: age > 4 ? `${seconds(age)} old` : "live", lost: `no connection, ${seconds(age)} old`, token: "needs the token", forbidden: "refused" }[state.link];
+  const is = { connecting: "connecting", live: age > 4 ? "live, and quiet" : "live", lost: "no connection", ended: "no place", token: "needs the token", forbidden: "refused" }[state.link];
+  const link = state.router === null ? is : state.link === "live" && age <= 4 ? is : `${is}: the data is ${seconds(age)} old`;
   return h("header", { key: "header", class: "top" },
     h("div", { class: "bar-top" },
       h("h1", null, "Trunkline"),
@@ -58,10 +70,11 @@ function header(now: number): VNode {
       state.notice ? h("span", { class: `notice ${state.notice.isError ? "bad" : ""}`, role: state.notice.isError ? "alert" : "status" }, state.notice.text, " ",
         h("button", { type: "button", class: "small", "aria-label": "Close the message", onclick: () => { state.notice = null; changed(); } }, "×")) : null,
       token()),
-    h("div", { class: `verdict ${isKnown ? worst : "note"}` },
-      h("p", { id: "verdict", role: "status" }, h("span", { class: "mark", "aria-hidden": "true" }, isKnown ? MARKS[worst] : "…"), " ", sentence, "."),
-      rest.length ? h("ul", null, rest.slice(0, 8).map((finding) => h("li", { key: finding.text, class: finding.level }, h("span", { "aria-hidden": "true" }, finding.level === "note" ? "· " : `${MARKS[finding.level]} `), finding.text)),
-        rest.length > 8 ? h("li", null, `and ${rest.length - 8} more`) : null) : null),
+    h("div", { class: `verdict ${first.level}` },
+      h("p", { id: "verdict" }, h("span", { class: "mark", "aria-hidden": "true" }, first === waiting ? "…" : MARKS[first.level]), " ", first.text, first.text.endsWith("…") ? "" : "."),
+      announce(first.key, first.text),
+      // It scrolls, so the keyboard must reach it.
+      rest.length ? h("ul", { "aria-label": "What else is not as it should be", tabindex: rest.length > 2 ? "0" : null }, rest.map((finding) => h("li", { key: finding.key, class: finding.level }, h("span", { "aria-hidden": "true" }, `${MARKS[finding.level]} `), finding.text))) : null),
     state.router ? h("nav", { "aria-label": "Sections" }, h("ul", null, SECTIONS.map(([id, title]) => h("li", null, h("a", { href: `#${id}` }, title))))) : null);
 }
 
@@ -121,7 +134,7 @@ function dialog(): VNode {
       }
     },
   }, shown ? h("form", {
-    key: shown.title, onsubmit: (event: Event) => { event.preventDefault(); void act(0); },
+    key: shown.title, novalidate: true, onsubmit: (event: Event) => { event.preventDefault(); void act(0); },
   },
     h("h2", { id: "dialog-title" }, shown.title), shown.body(),
     shown.error ? h("p", { class: "bad", role: "alert" }, `✖ ${shown.error}`) : null,

@@ -14,18 +14,33 @@ export function section(id: string, title: string, props: Props | null, ...child
   return h("section", { key: id, id, "aria-labelledby": `${id}-title`, ...props }, h("h2", { id: `${id}-title` }, title), ...children);
 }
 
-export interface Column<T> { title: string; isNumber?: boolean; cell: (row: T) => Child }
+/** `isLong`: it gets the whole width of a card. */
+export interface Column<T> { title: string; isNumber?: boolean; isLong?: boolean; cell: (row: T) => Child }
 
+/** How wide a panel must be for a table: page.css has a width for each. */
+function size(columns: number): string {
+  return columns <= 4 ? "few" : columns <= 6 ? "some" : columns <= 9 ? "more" : "many";
+}
+
+/** Long names may be broken after such signs, and nowhere else. */
+export function breakable(text: string): Child[] {
+  return text.split(/(?<=[.,/:_@=-])/).map((part, index) => index ? [h("wbr"), part] : part);
+}
+
+/**
+ * A table, and cards where its panel is too narrow for it: page.css. The roles are said because cards are no tables to
+ * a browser.
+ */
 export function table<T>(caption: string, columns: Column<T>[], rows: T[], key: (row: T) => string, empty: string): VNode {
   if (!rows.length) return h("p", { class: "empty" }, empty);
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    h("table", null,
-      h("caption", { class: "hidden" }, caption),
-      h("thead", null, h("tr", null, columns.map((column) => h("th", { scope: "col", class: column.isNumber ? "number" : null }, column.title)))),
-      h("tbody", null, rows.map((row) => h("tr", { key: key(row) },
-        columns.map((column, index) => index === 0
-          ? h("th", { scope: "row", class: column.isNumber ? "number" : null }, column.cell(row))
-          : h("td", { class: column.isNumber ? "number" : null }, column.cell(row))))))));
+  const cell = (column: Column<T>, row: T, index: number) => h(index === 0 ? "th" : "td", {
+    scope: index === 0 ? "row" : null, role: index === 0 ? "rowheader" : "cell", class: column.isNumber ? "number" : column.isLong ? "long" : null,
+    "data-label": column.title,
+  }, column.cell(row));
+  return h("div", { class: "panel" }, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption}, as a table` },
+    h("table", { role: "table", class: size(columns.length), "aria-label": caption },
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((column) => h("th", { scope: "col", role: "columnheader", class: column.isNumber ? "number" : null }, column.title)))),
+      h("tbody", { role: "rowgroup" }, rows.map((row) => h("tr", { key: key(row), role: "row" }, columns.map((column, index) => cell(column, row, index))))))));
 }
 
 export function filter(id: string, label: string, value: string, set: (value: string) => void): VNode {

@@ -40,7 +40,7 @@ function ports(route: Route): string[] {
 }
 
 function port(route: Route): VNode {
-  const waiting = state.pools.pools.filter((pool) => pool.route === route.name).reduce((sum, pool) => sum + pool.waiting, 0);
+  const waiting = (state.pools?.pools ?? []).filter((pool) => pool.route === route.name).reduce((sum, pool) => sum + pool.waiting, 0);
   const where = ports(route);
   const notes: Child[] = [];
   if (route.admin === "disabled") notes.push(h("span", { class: "tag warn" }, "▲ disabled"));
@@ -51,7 +51,7 @@ function port(route: Route): VNode {
     key: route.name, class: `port ${route.access === "read-write" ? "rw" : "ro"}`, "data-route": route.name,
     "data-to": route.members.join("\n"),
   },
-    h("div", { class: "port-name" }, h("strong", null, route.name), " ", h("span", { class: "soft" }, where.join(", "))),
+    h("div", { class: "port-name" }, h("strong", null, route.name), " ", h("span", { class: "soft" }, state.listeners === null ? "–" : where.join(", "))),
     h("div", { class: "soft" }, `${route.access ?? ""}, ${route.pool === "off" ? "no pool" : route.pool}`),
     h("div", null, h("b", null, route.sessions), route.sessions === 1 ? " session → " : " sessions → ",
       route.members.length ? route.members.join(", ") : h("strong", { class: "bad" }, "nobody")),

@@ -1,12 +1,13 @@
 // All that the page knows. Everything is forgotten when the page is closed or loaded again.
 
 import type {
-  Certificate, Cluster, Happened, History, Limit, Listener, Member, Peer, Pools, Route, RouterState, Session, Setting,
+  Certificate, Cluster, Happened, Health, History, Limit, Listener, Member, Peer, Pools, Route, RouterState, Session, Setting,
   Switchover,
 } from "./types";
 import type { Child } from "./dom";
 
-export type Link = "connecting" | "live" | "lost" | "token" | "forbidden";
+/** `ended`: the router has given the place of this page to somebody with the token. */
+export type Link = "connecting" | "live" | "lost" | "ended" | "token" | "forbidden";
 
 export interface Action {
   label: string;
@@ -28,6 +29,8 @@ export interface State {
   why: string;
   /** When the last message came. */
   heard: number;
+  /** When the page connects again. */
+  nextTry: number;
   token: string | null;
   /** The router has accepted the token. */
   hasToken: boolean;
@@ -38,11 +41,13 @@ export interface State {
   clusters: Cluster[];
   members: Member[];
   routes: Route[];
-  pools: Pools;
+  pools: Pools | null;
+  health: Health | null;
   switchover: Switchover | null;
   events: Happened[];
   history: History | null;
-  sessions: Session[];
+  /** Null: they have not been asked for yet. */
+  sessions: Session[] | null;
   sessionsTotal: number;
   sessionsError: string | null;
   listeners: Listener[] | null;
@@ -61,9 +66,9 @@ export interface State {
 }
 
 export const state: State = {
-  link: "connecting", why: "", heard: 0, token: null, hasToken: false, tokenError: null, processId: null, version: "",
-  router: null, clusters: [], members: [], routes: [], pools: { left_out: 0, pools: [] }, switchover: null, events: [],
-  history: null, sessions: [], sessionsTotal: 0, sessionsError: null, listeners: null, certificates: null, settings: null,
+  link: "connecting", why: "", heard: 0, nextTry: 0, token: null, hasToken: false, tokenError: null, processId: null, version: "",
+  router: null, clusters: [], members: [], routes: [], pools: null, health: null, switchover: null, events: [],
+  history: null, sessions: null, sessionsTotal: 0, sessionsError: null, listeners: null, certificates: null, settings: null,
   limits: null, peers: null, sessionFilter: "", eventFilter: "", settingFilter: "", allSettings: false, cursor: null,
   dialog: null, notice: null,
 };

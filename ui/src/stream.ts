@@ -1,6 +1,7 @@
 // Reads /api/v1/live, again and again. The browser's EventSource cannot send a token, so this reads
 // the stream itself.
 
+import { tell } from "./actions";
 import { ask, headers } from "./api";
 import { changed, state } from "./state";
 import type { Happened, History, Values } from "./types";
@@ -8,18 +9,30 @@ import type { Happened, History, Values } from "./types";
 const MOST_EVENTS = 1000;
 /** The router sends at least a comment every 15 s. */
 const SILENCE_MS = 20_000;
+const FIRST_WAIT_MS = 500, LONGEST_WAIT_MS = 5000;
+/** While others have all streams, this page does not fight for one. */
+const ROOM_WAIT_MS = 30_000, LONGEST_ROOM_WAIT_MS = 120_000;
 
 let last: string | null = null;
 let abort: AbortController | null = null;
 let onHello: () => void = () => {};
+/** Ends a wait. */
+let wake: () => void = () => {};
 
 export async function follow(hello: () => void): Promise<never> {
   onHello = hello;
-  let wait = 500;
+  let wait = FIRST_WAIT_MS, room = ROOM_WAIT_MS / 2;
   for (;;) {
-    const isGood = await once();
-    wait = isGood ? 200 : Math.min(wait * 2, 5000);
-    await new Promise((done) => setTimeout(done, wait));
+    const end = await once();
+    wait = end === "good" ? FIRST_WAIT_MS : Math.min(wait * 2, LONGEST_WAIT_MS);
+    room = end === "full" ? Math.min(room * 2, LONGEST_ROOM_WAIT_MS) : ROOM_WAIT_MS / 2;
+    const pause = end === "good" ? 200 : end === "full" ? room : wait;
+    state.nextTry = Date.now() + pause;
+    changed();
+    await new Promise<void>((done) => {
+      wake = done;
+      setTimeout(done, pause);
+    });
   }
 }
 
@@ -27,9 +40,13 @@ export async function follow(hello: () => void): Promise<never> {
 export function again(): void {
   last = null;
   abort?.abort();
+  wake();
 }
 
-async function once(): Promise<boolean> {
+/** How a stream ended. `full`: the router has no place for this page. */
+type End = "good" | "bad" | "full";
+
+async function once(): Promise<End> {
   const control = new AbortController();
   abort = control;
   let watch = setTimeout(() => control.abort(), SILENCE_MS);
@@ -41,8 +58,7 @@ async function once(): Promise<boolean> {
       headers: sent, cache: "no-store", credentials: "omit", signal: control.signal,
     });
     if (!response.ok || !response.body) {
-      await refused(response);
-      return false;
+      return await refused(response);
     }
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
@@ -55,7 +71,7 @@ async function once(): Promise<boolean> {
       text += value;
       let end: number;
       while ((end = text.indexOf("\n\n")) >= 0) {
-        take(text.slice(0, end));
+        if (take(text.slice(0, end)) === "full") return "full";
         text = text.slice(end + 2);
         isGood = true;
       }
@@ -70,7 +86,7 @@ async function once(): Promise<boolean> {
     control.abort();
   }
   changed();
-  return isGood;
+  return isGood ? "good" : "bad";
 }
 
 function lost(why: string): void {
@@ -78,7 +94,7 @@ function lost(why: string): void {
   state.why = why;
 }
 
-async function refused(response: Response): Promise<void> {
+async function refused(response: Response): Promise<End> {
   const said = (await response.json().catch(() => ({}))) as { error?: string; hint?: string };
   if (response.status === 401) {
     if (state.token !== null) state.tokenError = "The router does not accept this token.";
@@ -89,17 +105,20 @@ async function refused(response: Response): Promise<void> {
     state.link = response.status === 403 ? "forbidden" : "lost";
   }
   state.why = [said.error, said.hint].filter(Boolean).join(": ") || `the router answered with status ${response.status}`;
+  const isFull = response.headers.has("Retry-After");
+  if (isFull) state.link = "ended";
   changed();
+  return isFull ? "full" : "bad";
 }
 
-function take(message: string): void {
+function take(message: string): End {
   let name = "", data = "";
   for (const line of message.split("\n")) {
     if (line.startsWith("event: ")) name = line.slice(7);
     else if (line.startsWith("data: ")) data = line.slice(6);
     else if (line.startsWith("id: ")) last = line.slice(4);
   }
-  if (!name) return;
+  if (!name) return "good";
   const value = JSON.parse(data);
   switch (name) {
     case "hello": hello(value); break;
@@ -109,9 +128,15 @@ function take(message: string): void {
     case "routes": state.routes = value; break;
     case "switchover": state.switchover = value; break;
     case "pools": state.pools = value; break;
+    case "health": state.health = value; break;
+    case "ended":
+      state.link = "ended";
+      state.why = value.why;
+      return "full";
     case "happened": happened(value); break;
     case "points": points(value); break;
   }
+  return "good";
 }
 
 function hello(value: { process_id: number; version: string; resumed: boolean; token: boolean }): void {
@@ -120,6 +145,7 @@ function hello(value: { process_id: number; version: string; resumed: boolean; t
   state.processId = value.process_id;
   state.version = value.version;
   if (state.token !== null) {
+    if (value.token && !state.hasToken) tell("The router accepts the token: orders are on");
     state.tokenError = value.token ? null : "The router does not accept this token.";
     if (!value.token) state.token = null;
   }

@@ -2,11 +2,11 @@
 
 import { h, type Child, type VNode } from "./dom";
 import { capital } from "./verdict";
-import { count, millis, moment, seconds } from "./format";
+import { millis, moment, seconds } from "./format";
 import { section, table } from "./parts";
 import * as actions from "./actions";
 import { state } from "./state";
-import type { Happened } from "./types";
+import type { Happened, Hold } from "./types";
 
 const SPAN_MS = 3_600_000;
 
@@ -26,6 +26,8 @@ export function timeline(now: number): VNode {
     if (bars.length) lanes.push([`holds of ${route.name}`, bars]);
   }
   const run = state.switchover;
+  // Of a switchover by a peer the candidate is not known.
+  const to = run?.candidate ? ` to ${run.candidate}` : "";
   return section("holds", "Leaders, holds and switchovers", null,
     h("div", { class: "lanes", "aria-hidden": "true" },
       lanes.map(([name, bars]) => h("div", { key: name, class: "lane" }, h("span", { class: "lane-name" }, name),
@@ -41,13 +43,17 @@ export function timeline(now: number): VNode {
       h("div", { class: "lane scale" }, h("span", { class: "lane-name" }), h("div", { class: "ticks" },
         ["60 min ago", "45", "30", "15", "now"].map((tick) => h("span", null, tick))))),
     run ? h("div", { class: "steps" },
-      h("h3", null, run.is_over ? `The last switchover, from ${run.leader} to ${run.candidate}: ${run.has_succeeded ? "it succeeded" : "it failed"}` : `A switchover from ${run.leader} to ${run.candidate} runs`,
+      h("h3", null, run.is_over ? `The last switchover, from ${run.leader}${to}: ${run.has_succeeded ? "it succeeded" : "it failed"}` : `A switchover from ${run.leader}${to} runs`,
         run.run_by ? ` (by ${run.run_by.router})` : ""),
       h("ol", null, run.steps.map((step) => h("li", null, step))),
+      run.open_sessions?.length ? [
+        h("h3", null, run.is_over || run.is_committed ? "It waited for the transactions of" : "It waits for the transactions of"),
+        h("ul", { class: "waits" }, run.open_sessions.map((session) => h("li", null, session))),
+      ] : null,
       !run.is_over && !run.is_committed ? actions.button("Abort the switchover", actions.abort) : null) : null,
     table<Entry>("Holds, switchovers and leaders", [
       { title: "time", cell: (entry) => moment(entry.at) },
-      { title: "what and why", cell: (entry) => [h("span", { class: entry.isBad ? "bad" : null }, entry.what), entry.cause ? h("span", { class: "soft" }, `: ${entry.cause}`) : null, entry.by ? h("span", { class: "soft" }, ` (by ${entry.by})`) : null] },
+      { title: "what and why", isLong: true, cell: (entry) => [h("span", { class: entry.isBad ? "bad" : null }, entry.what), entry.cause ? h("span", { class: "soft" }, `: ${entry.cause}`) : null, entry.by ? h("span", { class: "soft" }, ` (by ${entry.by})`) : null] },
       { title: "lasted", isNumber: true, cell: (entry) => entry.lasted === null ? "" : millis(entry.lasted) },
       { title: "clients", isNumber: true, cell: (entry) => entry.clients ?? "" },
     ], entries().slice(0, 20), (entry) => entry.key, "There was none since the router started."));
@@ -153,11 +159,23 @@ function entries(): Entry[] {
   for (const hold of state.router?.holds ?? []) {
     all.push({
       key: `now ${hold.route}`, at: hold.since_ms, what: `clients of ${hold.route} are held, ${seconds(hold.left_s)} left`,
-      cause: `${hold.cause}. To end it: ${hold.ended_by}`, clients: hold.clients, lasted: hold.held_s * 1000,
+      cause: `${hold.cause}. ${ending(hold)}`, clients: hold.clients, lasted: hold.held_s * 1000,
       by: hold.by ? [hold.by.router, hold.by.operator].filter(Boolean).join(", ") : "", isBad: false,
     });
   }
   return all.sort((one, other) => other.at - one.at);
+}
+
+/** What ends it, for somebody before this page. */
+function ending(hold: Hold): string {
+  const at = hold.by?.router ? ` at ${hold.by.router}` : "";
+  switch (hold.kind) {
+    case "pause": return "It ends when the route is unpaused, at every router where it is paused";
+    case "switchover": return `Until Patroni has been asked it can be aborted${at}; otherwise it ends by itself`;
+    case "before-stop": return "It ends by itself when the server has been stopped and one serves again";
+    case "drain": return "It ends when the member is set ready again, or another member leads";
+    default: return "It ends by itself when a server can serve the route";
+  }
 }
 
 /** Routes, and what can be done with them. */
@@ -166,12 +184,12 @@ export function routes(): VNode {
     { title: "route", cell: (route) => route.name },
     { title: "cluster", cell: (route) => route.cluster ?? "–" },
     { title: "access", cell: (route) => route.access ?? "–" },
-    { title: "ports", cell: (route) => (state.listeners ?? []).filter((listener) => listener.route === route.name)
+    { title: "ports", cell: (route) => state.listeners === null ? "–" : state.listeners.filter((listener) => listener.route === route.name)
       .map((listener) => listener.socket ?? `${listener.address ?? "*"}:${listener.port}`).join(", ") },
     { title: "state", cell: (route): Child => route.hold ? `held: ${route.hold.cause}` : route.paused_s !== null ? "paused" : route.admin },
     { title: "pool", cell: (route) => route.pool },
     { title: "leads to", cell: (route): Child => route.members.join(", ") || h("strong", { class: "bad" }, "nobody") },
-    { title: "sessions", isNumber: true, cell: (route) => count(route.sessions, "", "").trim() },
+    { title: "sessions", isNumber: true, cell: (route) => route.sessions },
     ...(state.hasToken ? [{ title: "orders", cell: (route: { name: string; admin: string; paused_s: number | null; pool: string }): Child => h("div", { class: "buttons" },
       route.paused_s === null
         ? actions.button("pause", () => actions.route(route.name, "pause"), { "aria-label": `pause ${route.name}` })

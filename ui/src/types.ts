@@ -43,8 +43,15 @@ export interface Pools { left_out: number; pools: Pool[] }
 
 export interface Switchover {
   cluster: string; leader: string; candidate: string; is_committed: boolean; is_over: boolean; has_succeeded: boolean;
-  run_by: OrderedBy | null; steps: string[];
+  run_by: OrderedBy | null; steps: string[]; open_sessions: string[];
 }
+
+export interface Problem {
+  severity: "degraded" | "no service"; rank: "no writes" | "down" | "warning"; key: string; what: string; why: string;
+  since_ms: number | null;
+}
+
+export interface Health { result: string; problems: Problem[] }
 
 export interface Plan {
   cluster: string; leader: string; candidate: string; peers: string[];

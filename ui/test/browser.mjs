@@ -24,10 +24,11 @@ const page = context.pages()[0] ?? await context.newPage();
 page.setDefaultTimeout(20_000);
 
 const faults = [], elsewhere = [];
-let isOffline = false;
+let isOffline = false, isFull = false;
 page.on("pageerror", (error) => faults.push(String(error)));
 page.on("console", (message) => {
   const { url } = message.location();
+  if (isFull && message.text().includes("503")) return;
   if (message.type() !== "error" || (isOffline && message.text().includes("ERR_INTERNET_DISCONNECTED"))) return;
   faults.push(`${message.text()} (${url})`);
 });
@@ -71,24 +72,76 @@ async function audit(what) {
   assert.deepEqual(grave.map(({ id, nodes }) => [id, nodes.slice(0, 3).map(({ target, failureSummary }) => `${target}: ${failureSummary}`)]), [], what);
 }
 
+/** What cannot be reached: the page does not scroll sideways, and what is wider than its box scrolls, by keyboard too. */
+function unreachable() {
+  const { documentElement: root } = document;
+  const found = root.scrollWidth > root.clientWidth ? [`the page: ${root.scrollWidth} in ${root.clientWidth}`] : [];
+  const name = (element) => `${element.closest("section")?.id ?? "top"} ${element.tagName}.${element.className}`;
+  for (const element of document.querySelectorAll("body *")) {
+    if (element.closest("svg, .hidden, .skip, .lanes, thead") || getComputedStyle(element).display === "inline") continue;
+    for (const [inner, outer, overflow] of [
+      [element.scrollWidth, element.clientWidth, getComputedStyle(element).overflowX],
+      [element.scrollHeight, element.clientHeight, getComputedStyle(element).overflowY],
+    ]) {
+      if (!outer || inner <= outer + 1 || overflow === "visible") continue;
+      const canFocus = element.tabIndex >= 0 || element.querySelector("a, button, input");
+      if (!["auto", "scroll"].includes(overflow) || !canFocus) found.push(`${name(element)}: ${inner} in ${outer}`);
+    }
+    // What hangs out of its panel, where nothing scrolls.
+    const box = element.getBoundingClientRect();
+    const scroller = element.closest(".scroll, nav ul, .verdict ul");
+    const panel = element.closest("section, header");
+    if (panel && !scroller && box.width && box.right > panel.getBoundingClientRect().right + 1) found.push(`${name(element)}: out of its panel`);
+  }
+  for (const scroller of document.querySelectorAll(".scroll")) {
+    scroller.scrollLeft = scroller.scrollWidth;
+    const { right } = scroller.getBoundingClientRect();
+    const cells = [...scroller.querySelectorAll("tbody th, tbody td")].map((cell) => cell.getBoundingClientRect()).filter((box) => box.width);
+    if (cells.some((box) => box.right > right + 1)) found.push(`${name(scroller)}: its last column cannot be scrolled to`);
+    scroller.scrollLeft = 0;
+  }
+  return found;
+}
+
 async function auditAll(what) {
+  for (const width of [360, 768, 1400, 1920]) {
+    await page.setViewportSize({ width, height: 844 });
+    assert.deepEqual(await page.evaluate(unreachable), [], `${what}, ${width} px wide`);
+  }
   for (const [size, viewport] of [["wide", WIDE], ["phone", PHONE]]) {
     for (const colorScheme of ["light", "dark"]) {
       await page.setViewportSize(viewport);
       await page.emulateMedia({ colorScheme });
       await audit(`${what}, ${size}, ${colorScheme}`);
-      const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-      assert.equal(overflow, 0, `${what}, ${size}: the page is wider than the window`);
     }
   }
   await page.setViewportSize(WIDE);
   await page.emulateMedia({ colorScheme: "light" });
 }
 
+/** What a screen reader says of the headline. */
+const announced = () => page.textContent("#announced");
+
 try {
+  // Before there is data, no number is shown.
+  let letGo;
+  const held = new Promise((done) => { letGo = done; });
+  await page.route("**/api/**", async (route) => {
+    await held;
+    await route.continue();
+  });
+  let encoding;
+  page.on("response", (answer) => { if (answer.url().endsWith("/ui/page.js")) encoding = answer.headers()["content-encoding"]; });
   const response = await page.goto(PAGE_URL);
   assert.match(response.headers()["content-security-policy"], /default-src 'none'/);
+  await verdict("Waiting for the router");
+  assert.doesNotMatch(await page.textContent("body"), /\d sessions|All is well/);
+  await audit("before there is data");
+  letGo();
   await verdict("All is well");
+  await page.unrouteAll({ behavior: "ignoreErrors" });
+  assert.equal(encoding, "gzip");
+  assert.doesNotMatch(await page.textContent("main"), /\b0 sessions\b/);
   await page.evaluate(() => { globalThis.isTheSame = true; });
   const leader = await page.locator(".member.leader strong").first().textContent();
   const members = await page.locator(".member").evaluateAll((all) => all.map((card) => card.dataset.member));
@@ -120,6 +173,13 @@ try {
   assert.deepEqual(await context.cookies(), []);
   step("the token");
 
+  await page.getByRole("button", { name: `weight of ${candidate}` }).click();
+  await page.fill("dialog input", "257");
+  await page.keyboard.press("Enter");
+  await until("a weight out of range is refused", () => document.querySelector("dialog [role=alert]")?.textContent.includes("whole number from 0 to 256"));
+  await audit("a refused weight");
+  await page.keyboard.press("Escape");
+
   await tabTo(`drain ${candidate}`);
   await page.keyboard.press("Enter");
   await until("it asks first", () => document.querySelector("dialog[open] .main") === document.activeElement);
@@ -131,6 +191,9 @@ try {
   await until("it asks again", () => document.querySelector("dialog[open] .main") === document.activeElement);
   await page.keyboard.press("Enter");
   await until("it is drained", (name) => document.querySelector(`.member[data-member="${name}"] .status`).textContent.includes("DRAIN"), candidate);
+  await verdict(`${candidate} is drained, since `);
+  await until("the answer is told", (name) => document.querySelector(".notice")?.textContent.includes(`${name} is drained`), candidate);
+  assert.match(await announced(), new RegExp(`^${candidate} is drained`));
   await page.getByRole("button", { name: `ready: ${candidate}` }).click();
   await until("it is back", (name) => document.querySelector(`.member[data-member="${name}"] .status`).textContent.includes("UP"), candidate);
   await until("the event is there", () => document.querySelector("#events").textContent.includes("drain"));
@@ -185,13 +248,31 @@ try {
     await page.emulateMedia({ colorScheme: "dark" });
   }
 
+  // Nobody can write: that comes first, in the same words as `trunkline status` has.
+  await page.getByRole("button", { name: "pause read-write", exact: true }).click();
+  await page.locator("dialog").getByRole("button", { name: "Pause read-write", exact: true }).click();
+  await verdict("Nobody can write through route read-write, since ");
+  await until("it is told what came of it", () => document.querySelector(".notice")?.textContent.includes("Route read-write is paused"));
+  const said = await announced();
+  await page.waitForFunction((before) => document.querySelector("#verdict").textContent !== before, await page.textContent("#verdict"));
+  assert.equal(await announced(), said, "not each second again");
+  await auditAll("a pause");
+  await page.getByRole("button", { name: "unpause read-write", exact: true }).click();
+  await verdict("All is well");
+  step("paused and back");
+
   await page.getByRole("button", { name: `make leader: ${candidate}` }).click();
   await until("the plan is shown", () => document.querySelector("dialog[open]")?.textContent.includes("are held"));
   await audit("the plan");
   await page.locator("dialog").getByRole("button", { name: `Switch over to ${candidate}` }).click();
   await until("clients are held", () => document.querySelector(".port .tag")?.textContent.includes("held"));
-  await verdict("held");
+  await verdict("Nobody can write through route read-write");
+  await until("its steps are shown", () => document.querySelector(".steps ol li"));
+  await page.evaluate(() => scrollTo(0, 0));
   await shot("page-switchover");
+  const steps = await page.textContent(".steps");
+  assert.doesNotMatch(await page.textContent("header") + steps, /Ctrl-C|`/, "no words of a terminal");
+  assert.doesNotMatch(await page.textContent(".steps ol"), /session \d/, "sessions are no steps");
   step("clients are held");
   await page.waitForFunction((name) => document.querySelector(".member.leader")?.dataset.member === name, candidate, { timeout: 60_000, polling: 50 });
   await until("the port leads there", (name) => document.querySelector('.port[data-route="read-write"]').dataset.to === name, candidate);
@@ -206,6 +287,8 @@ try {
   await page.route("**/api/**", (route) => route.abort("internetdisconnected"));
   await page.evaluate(() => [...document.querySelectorAll("button")].find((button) => button.textContent === "Forget the token").click());
   await verdict("No connection to the router");
+  await until("how old the data is", () => / old/.test(document.querySelector("#verdict").textContent) && /the data is \d+ s old/.test(document.querySelector(".link").textContent));
+  await audit("without a connection");
   await until("what is shown is grey", () => document.body.classList.contains("stale"));
   await page.unroute("**/api/**");
   await verdict("All is well");
@@ -216,6 +299,29 @@ try {
   await verdict("All is well");
   assert.equal(await page.locator(".member button").count(), 0);
   step("lost and found again");
+
+  // Somebody with the token needs the place: the page says so, and does not fight for it.
+  let asked = 0;
+  isFull = true;
+  await page.route("**/api/v1/live", (route) => {
+    asked += 1;
+    return asked === 1
+      ? route.fulfill({ contentType: "text/event-stream", body: `event: ended\ndata: ${JSON.stringify({ why: "somebody with the token needs one" })}\n\n` })
+      : route.fulfill({ status: 503, headers: { "Retry-After": "30" }, json: { error: "64 readers are connected already", hint: "show the token" } });
+  });
+  await page.reload();
+  await verdict("somebody with the token needs one. It tries again in 2");
+  await audit("without a place");
+  assert.equal(asked, 1);
+  await page.unroute("**/api/v1/live");
+  await tabTo("Enter the token…");
+  await page.keyboard.press("Enter");
+  await until("the field has the focus", () => document.activeElement.id === "token");
+  await page.keyboard.type(PAGE_TOKEN);
+  await page.keyboard.press("Enter");
+  await verdict("All is well");
+  await until("the token is accepted", () => document.querySelector(".notice")?.textContent.includes("accepts the token"));
+  step("without a place, and in with the token");
 
   assert.deepEqual(faults, []);
   assert.deepEqual(elsewhere, []);

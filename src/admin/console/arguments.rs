@@ -98,7 +98,8 @@ fn unquoted(word: &str) -> Option<String> {
         Some(inner) => inner.replace("\"\"", "\u{0}"),
         None => word.to_owned(),
     };
-    let is_name = !name.is_empty() && !name.contains('"') && name.len() <= MAX_NAME;
+    let is_text = word.starts_with('\'');
+    let is_name = !is_text && !name.is_empty() && !name.contains('"') && name.len() <= MAX_NAME;
     is_name.then(|| name.replace('\u{0}', "\""))
 }
 

@@ -22,8 +22,8 @@ use pgwire::messages::extendedquery::Execute;
 use pgwire::messages::response::{EmptyQueryResponse, TransactionStatus};
 use pgwire::messages::simplequery::Query;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::super::handles::Handles;
 use super::super::operations::Gathered;
@@ -37,20 +37,11 @@ use super::statement::Statement;
 use super::tokens;
 use super::transaction::{self, Savepoints};
 use super::transfer;
+use super::turns::TURNS;
+use super::unread::{self, Room};
 use super::views::{self, View};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
-
-/// Queries that are worked on at the same time, of all sessions of a process: they take the time of
-/// nobody else.
-const MOST_AT_ONCE: usize = 2;
-static WORKING: Semaphore = Semaphore::const_new(MOST_AT_ONCE);
-/// Of rows that wait to be read, in KiB, of all sessions of a process.
-const MOST_UNREAD: usize = 128 * 1024;
-static UNREAD: Semaphore = Semaphore::const_new(MOST_UNREAD);
-/// Of them, what users who give no orders may have together: an operator finds room.
-const MOST_UNREAD_OF_READERS: usize = MOST_UNREAD / 4 * 3;
-static UNREAD_OF_READERS: Semaphore = Semaphore::const_new(MOST_UNREAD_OF_READERS);
 
 #[derive(Debug)]
 pub(super) struct Handler {
@@ -163,19 +154,9 @@ impl Handler {
                 }
             },
         };
-        rows.and_then(|rows| Ok((self.room_for(&rows)?, rows)))
+        rows.and_then(|rows| Ok((unread::room_for(&rows, self.orders.is_operator.holds())?, rows)))
             .map_err(|reply| error(&reply))
             .and_then(|(room, rows)| table(&statement.columns(), format, rows, room))
-    }
-
-    /// Room for rows that the client has not read yet.
-    fn room_for(&self, rows: &[Row]) -> Result<Room, ErrorReply> {
-        let of_readers = if self.orders.is_operator.holds() {
-            None
-        } else {
-            Some(reserved(&UNREAD_OF_READERS, rows)?)
-        };
-        Ok((reserved(&UNREAD, rows)?, of_readers))
     }
 
     /// What drivers send to set a session up, or to make it as new: the tag, or the value of a
@@ -230,20 +211,25 @@ impl Handler {
     ) -> Result<Vec<Row>, ErrorReply> {
         let (handles, session, runtime) = (self.handles.clone(), self.session.clone(), Handle::current());
         let query = query.map(|(plan, parameters)| (Arc::clone(plan), parameters));
+        // The work ends with the wait for it: it takes the turn of others.
+        let ended = CancellationToken::new();
+        let _waits = ended.clone().drop_guard();
+        let reader = (!self.orders.is_operator.holds()).then(|| self.session.user.clone());
         let work = async move {
-            let turn = WORKING.acquire().await;
+            let turn = TURNS.next(reader.as_deref()).await;
             spawn_blocking(move || {
-                let Gathered { value, missing } = match view {
-                    Some(view) => runtime.block_on(view.rows(&handles)),
-                    None => Gathered::whole(Vec::new()),
+                let seen = match view {
+                    Some(view) => runtime.block_on(ended.run_until_cancelled(view.rows(&handles))),
+                    None => Some(Gathered::whole(Vec::new())),
                 };
+                let Gathered { value, missing } = seen.unwrap_or_else(|| Gathered::whole(Vec::new()));
                 let rows = match query {
                     Some((plan, parameters)) => {
-                        plan.run(value, &parameters, &session, relation::micros(SystemTime::now()))
+                        let now = relation::micros(SystemTime::now());
+                        plan.run(value, &parameters, &session, now, &ended)
                     }
                     None => Ok(value),
                 };
-                // Also where nobody waits for it any more.
                 drop(turn);
                 (rows, missing)
             })
@@ -267,33 +253,9 @@ impl Handler {
 }
 
 /// What the console's users have of its limits.
-pub(in crate::admin) fn limits() -> [LimitView; 2] {
-    let left = WORKING.available_permits();
-    let unread = UNREAD.available_permits();
-    [
-        LimitView::new("queries of the console", "router", "requests")
-            .exactly(MOST_AT_ONCE)
-            .used(MOST_AT_ONCE.saturating_sub(left)),
-        LimitView::new("unread answers of the console", "router", "bytes")
-            .exactly(MOST_UNREAD * 1024)
-            .used(MOST_UNREAD.saturating_sub(unread) * 1024),
-    ]
-}
-
-/// Given back when it is dropped.
-type Room = (SemaphorePermit<'static>, Option<SemaphorePermit<'static>>);
-
-fn reserved<'a>(unread: &'a Semaphore, rows: &[Row]) -> Result<SemaphorePermit<'a>, ErrorReply> {
-    let bytes: usize = rows.iter().flatten().map(Value::size).sum();
-    // Never more than all: a single answer is smaller.
-    let kibibytes = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-    unread.try_acquire_many(kibibytes).map_err(|_| {
-        ErrorReply::error(
-            SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-            "answers of the console that clients have not read take all the room there is for them",
-        )
-        .hint("Read or close the portals that are open, or ask for fewer columns or rows.")
-    })
+pub(in crate::admin) fn limits() -> [LimitView; 3] {
+    let [all, readers] = TURNS.limits();
+    [all, readers, unread::limit()]
 }
 
 fn table(columns: &[OutputColumn], format: &Format, rows: Vec<Row>, room: Room) -> PgWireResult<Response> {
@@ -589,21 +551,5 @@ impl QueryParser for Parser {
             return Ok(Vec::new());
         }
         fields(&columns, format.unwrap_or(&Format::UnifiedText))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn rows_that_nobody_reads_have_a_bound() {
-        let unread = Semaphore::new(1000);
-        let rows = |bytes| vec![vec![Value::text("x".repeat(bytes))]];
-        let first = reserved(&unread, &rows(900 * 1024)).unwrap();
-        assert_eq!(reserved(&unread, &rows(200 * 1024)).unwrap_err().code, "53400");
-        drop(first);
-        assert!(reserved(&unread, &rows(200 * 1024)).is_ok());
     }
 }

@@ -124,7 +124,7 @@ impl SessionOrders {
         let route = arguments.value("route");
         let done = match order {
             Order::Pause => self.patiently(order, self.pause(route, notices)).await?,
-            Order::Resume => self.resume(route).await?,
+            Order::Resume => self.resume(route, notices).await?,
             Order::SwitchOver => {
                 let work = self.switch_over(arguments.value("node"), notices);
                 self.patiently(order, work).await?
@@ -133,7 +133,7 @@ impl SessionOrders {
                 let work = self.explain(arguments.value("node"));
                 self.patiently(order, work).await?
             }
-            Order::Abort => self.abort()?,
+            Order::Abort => self.abort(notices).await?,
             Order::Show => self.show(),
             Order::Drain | Order::Maint | Order::Ready | Order::Weight => {
                 self.change_member(order, arguments, notices).await?

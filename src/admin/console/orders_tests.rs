@@ -9,36 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::handles::Handles;
 use super::super::http::fixture::{self, Nothing, NothingHeld};
-use super::super::views::{Activity, PoolMemberView, PoolView, SessionView};
+use super::super::views::{PoolMemberView, PoolView};
 use super::tests::{Client, query};
 use crate::config::LocalMember;
 use crate::session::console::IsOperator;
 use crate::wire::frame::ErrorFields;
-
-fn session() -> SessionView {
-    SessionView {
-        id: 7,
-        client: "10.0.0.9:5000".into(),
-        user: "app".into(),
-        database: "app".into(),
-        cluster: "main".into(),
-        route: "read-write".into(),
-        member: "db1".into(),
-        process_id: 4711,
-        state: Activity::Idle,
-        phase: "relaying".into(),
-        pins: Vec::new(),
-        held_s: None,
-        waiting_s: None,
-        age_s: 3,
-        bytes_up: 10,
-        bytes_down: 20,
-        transactions: 1,
-        tls: None,
-        ending: None,
-        router_process_id: 4711,
-    }
-}
 
 /// With connections that are to be replaced.
 fn pool(outdated: usize) -> PoolView {
@@ -47,7 +22,7 @@ fn pool(outdated: usize) -> PoolView {
         cluster: "main".into(),
         user: "app".into(),
         database: "app".into(),
-        max_connections: 20,
+        max_connections: Some(20),
         reserve: 0,
         waiting: 0,
         longest_wait_ms: 0,
@@ -137,7 +112,7 @@ impl Scene {
 
 fn with_session() -> Nothing {
     Nothing {
-        session: Some(session()),
+        session: Some(fixture::a_session()),
         faults: Some(Vec::new()),
         ..Nothing::default()
     }
@@ -342,7 +317,7 @@ async fn wait_close_waits_for_connections_that_are_to_be_replaced() {
     )
     .await;
     for sql in ["WAIT_CLOSE", "WAIT_CLOSE read-write", "WAIT_CLOSE db1"] {
-        assert!(none.order(sql).await.is_empty(), "{sql}");
+        assert_eq!(none.order(sql).await, ["no connection is left"], "{sql}");
     }
     let mut some = Scene::new(
         Nothing {
@@ -369,6 +344,6 @@ async fn wait_close_waits_for_connections_that_are_to_be_replaced() {
     }
     // Of others.
     for sql in ["WAIT_CLOSE read-only", "WAIT_CLOSE db2"] {
-        assert!(some.order(sql).await.is_empty(), "{sql}");
+        assert_eq!(some.order(sql).await, ["no connection is left"], "{sql}");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use pgwire::api::store::PortalStore;
 use pgwire::api::{ClientInfo, ClientPortalStore};
 use pgwire::messages::PgWireFrontendMessage;
@@ -18,8 +18,11 @@ use crate::wire::frame::{BodyReader, Frame, FrameError};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
-/// Largest length word; commands are short.
+/// Largest length word of a message that is read; commands are short.
 pub(super) const LARGEST: usize = 65_536;
+/// Largest length word of a message that is passed over and answered with an error. PostgreSQL
+/// reads no longer one, so that no client means it.
+const LARGEST_PASSED: usize = 0x3fff_ffff;
 /// Bytes of a prepared statement's or portal's name.
 const MAX_NAME: usize = 63;
 const MAX_STATEMENTS: usize = 64;
@@ -38,6 +41,62 @@ pub(super) fn is_known(tag: u8) -> bool {
 pub(super) enum ConsoleRequest {
     Message(PgWireFrontendMessage),
     Terminate,
+}
+
+/// What a client has sent.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Whole(Frame),
+    /// A message that is too long, of which nothing was kept.
+    TooLong {
+        tag: u8,
+    },
+}
+
+impl Incoming {
+    pub(super) fn tag(&self) -> u8 {
+        match self {
+            Self::Whole(frame) => frame.tag,
+            Self::TooLong { tag } => *tag,
+        }
+    }
+}
+
+/// A message that is passed over, because it is too long.
+#[derive(Debug)]
+pub(super) struct Passing {
+    tag: u8,
+    /// Bytes of it that have not come yet.
+    left: usize,
+}
+
+impl Passing {
+    /// One that begins with these bytes. Only the types whose messages may be long: with another,
+    /// the client and the router do not agree on where a message begins.
+    pub(super) fn begins(buffer: &[u8]) -> Option<Self> {
+        let &[tag @ (b'Q' | b'P' | b'B'), a, b, c, d] = buffer.first_chunk()? else {
+            return None;
+        };
+        let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;
+        let is_meant = (LARGEST + 1..=LARGEST_PASSED).contains(&length);
+        is_meant.then_some(Self {
+            tag,
+            // The length word counts itself, and not the type.
+            left: length + 1,
+        })
+    }
+
+    /// Drops what has come of it, and says how much that is.
+    pub(super) fn pass(&mut self, buffer: &mut BytesMut) -> usize {
+        let passed = self.left.min(buffer.len());
+        buffer.advance(passed);
+        self.left -= passed;
+        passed
+    }
+
+    pub(super) fn passed(&self) -> Option<Incoming> {
+        (self.left == 0).then_some(Incoming::TooLong { tag: self.tag })
+    }
 }
 
 /// The named statements and portals, to limit their number. Unnamed ones replace each other.
@@ -131,7 +190,14 @@ impl Names {
 ///
 /// # Errors
 /// The error for the client; the next frame is not affected.
-pub(super) fn read(frame: &Frame, names: &Names) -> Result<ConsoleRequest, ErrorReply> {
+pub(super) fn read(incoming: &Incoming, names: &Names) -> Result<ConsoleRequest, ErrorReply> {
+    let Incoming::Whole(frame) = incoming else {
+        return Err(ErrorReply::error(
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+            "a message to the console has at most 65,536 bytes",
+        )
+        .hint("Make the query shorter, or its parameters, or ask in several queries."));
+    };
     let mut body = BodyReader::new(&frame.body);
     let request = match frame.tag {
         b'X' => ConsoleRequest::Terminate,

@@ -121,6 +121,29 @@ async fn statements_that_sql_drops_are_gone_and_make_room() {
     assert_eq!(client.told().await, "1".repeat(64) + "Z");
 }
 
+#[tokio::test]
+async fn operators_do_not_wait_behind_the_queries_of_readers() {
+    let of = |is_operator| {
+        Client::of(
+            handles(),
+            Arc::default(),
+            IsOperator::new(move || is_operator),
+            CancellationToken::new(),
+        )
+    };
+    let (mut reader, mut operator) = (of(false).await, of(true).await);
+    // As another reader's slow query.
+    let slow = super::turns::TURNS.next(Some("slow")).await;
+    reader.send(&[query("SELECT 1")]).await;
+    operator.send(&[query("SELECT 1")]).await;
+    assert_eq!(operator.told().await, "TDCZ");
+    // It has waited since before the operator asked.
+    let nothing = reader.socket.try_read(&mut [0]);
+    assert!(nothing.is_err(), "the reader is still waiting: {nothing:?}");
+    drop(slow);
+    assert_eq!(reader.told().await, "TDCZ");
+}
+
 /// A router whose switchover never ends.
 fn endless() -> Arc<NothingHeld> {
     let look = SwitchoverStatus::default();

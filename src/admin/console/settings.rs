@@ -117,7 +117,8 @@ impl SessionCommand {
             ("close", name, 1) if !matches!(name, "" | "sessions") => Err(ErrorReply::error(
                 SqlState::INVALID_CURSOR_NAME,
                 format!("cursor \"{name}\" does not exist"),
-            )),
+            )
+            .hint("CLOSE SESSIONS and a member's name ends the sessions on a member.")),
             ("deallocate", ..) => Ok(deallocate(rest)),
             ("show", ..) => Ok(setting(rest).map(|name| Self::Show { name })),
             _ => Ok(None),

@@ -10,15 +10,15 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::super::holding::SwitchoverStatus;
 use super::super::http::fixture::{self, NothingHeld};
 use super::command::{COMMANDS, Effect, find};
 use super::statement::Statement;
 use super::views::{self, VIEWS};
 use super::*;
 use crate::session::console::{Console as _, IsOperator};
+use crate::session::end::Order;
 use crate::session::registry::ConsoleTicket;
-use crate::wire::frame::ErrorFields;
+use crate::wire::frame::{ErrorFields, Frame};
 
 fn text_of(sql: &str) -> Option<&'static str> {
     match find(sql).unwrap()? {
@@ -151,7 +151,11 @@ impl Client {
         Self::before(Arc::default(), true, closing).await
     }
 
-    async fn before(holding: Arc<NothingHeld>, is_operator: bool, closing: CancellationToken) -> Self {
+    pub(super) async fn before(
+        holding: Arc<NothingHeld>,
+        is_operator: bool,
+        closing: CancellationToken,
+    ) -> Self {
         Self::of(handles(), holding, IsOperator::new(move || is_operator), closing).await
     }
 
@@ -390,8 +394,12 @@ async fn what_cannot_be_framed_ends_the_session() {
         (vec![b'?'], "invalid frontend message type 0x3f"),
         (vec![b'Q', 0, 0, 0, 3], "invalid length 3 of message type 0x51"),
         (
-            vec![b'Q', 0, 1, 0, 1],
-            "invalid length 65537 of message type 0x51",
+            vec![b'E', 0, 1, 0, 1],
+            "invalid length 65537 of message type 0x45",
+        ),
+        (
+            vec![b'Q', 0x40, 0, 0, 0],
+            "invalid length 1073741824 of message type 0x51",
         ),
         (
             vec![b'P', 255, 255, 255, 255],
@@ -407,6 +415,46 @@ async fn what_cannot_be_framed_ends_the_session() {
     client.send(&[query(&longest)]).await;
     assert_eq!(client.told().await, "TDDCZ");
     assert_eq!(client.end().await, Cause::ClientGone);
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_is_answered_and_the_session_goes_on() {
+    let mut client = Client::new().await;
+    // One byte more than there may be, and much more than anything here would keep.
+    let shortest = format!("SHOW HBA -- {}", "x".repeat(65_536 - 4 - 1 - 11));
+    let long = "x".repeat(5 << 20);
+    for sql in [&shortest, &long] {
+        client.send(&[query(sql), query("SELECT 1")]).await;
+        let error = client.frame().await.unwrap();
+        let error = ErrorFields::parse(&error.body).unwrap();
+        assert_eq!((error.severity.as_str(), error.code.as_str()), ("ERROR", "54000"));
+        assert!(error.message.contains("65,536 bytes"), "{}", error.message);
+        assert!(error.hint.is_some());
+        assert_eq!(client.told().await, "Z");
+        assert_eq!(client.told().await, "TDCZ");
+    }
+    // In the extended protocol everything up to Sync is left out, also what is too long itself.
+    let value = framed(b'B', &vec![0; 70_000]);
+    for first in [parse("", &long), value] {
+        client
+            .send(&[parse("", "SELECT 1"), first, bind("", "", &[]), execute("", 0)])
+            .await;
+        client.send(&[parse("", &long), query(&long), sync()]).await;
+        assert_eq!(client.told().await, "1E54000 Z");
+    }
+    client
+        .send(&[query("BEGIN"), query(&long), query("SELECT 1")])
+        .await;
+    assert_eq!(client.told().await, "CZ");
+    assert_eq!(client.told().await, "E54000 Z");
+    assert_eq!(client.told().await, "E25P02 Z", "its transaction has failed");
+    client.send(&[query("ROLLBACK")]).await;
+    assert_eq!(client.told().await, "CZ");
+    // In the middle of one, the session ends as at any time.
+    let half = &query(&long)[..100_000];
+    client.send(&[half.to_vec()]).await;
+    client.session.session().order(&Order::AtBoundary(Reason::Killed));
+    assert_eq!(client.end().await, Cause::Ordered(Reason::Killed));
 }
 
 #[tokio::test]
@@ -454,115 +502,6 @@ async fn an_operator_who_is_none_any_more_gives_no_further_order() {
     client.send(&[query("PAUSE")]).await;
     assert_eq!(client.told().await, "E42501 Z");
     assert_eq!(holding.told.lock().unwrap().len(), before);
-}
-
-#[tokio::test]
-async fn orders_are_for_operators_and_reach_the_router() {
-    let holding = Arc::new(NothingHeld::default());
-    let mut reader = Client::before(Arc::clone(&holding), false, CancellationToken::new()).await;
-    for sql in [
-        "PAUSE",
-        "RESUME read-write",
-        "SWITCHOVER",
-        "EXPLAIN SWITCHOVER",
-        "ABORT SWITCHOVER",
-    ] {
-        reader.send(&[query(sql)]).await;
-        assert_eq!(reader.told().await, "E42501 Z", "{sql}");
-    }
-    assert!(holding.told.lock().unwrap().is_empty());
-    reader.send(&[query("SHOW SWITCHOVER")]).await;
-    assert_eq!(reader.told().await, "TCZ");
-
-    let mut client = Client::before(Arc::clone(&holding), true, CancellationToken::new()).await;
-    let told = |sql: &str| {
-        let known = holding.told.lock().unwrap().drain(..).collect::<Vec<_>>();
-        assert!(known.len() == 1, "{sql}: {known:?}");
-        known.into_iter().next().unwrap()
-    };
-    for sql in ["PAUSE", "PAUSE \"read-write\""] {
-        client.send(&[query(sql)]).await;
-        assert_eq!(client.told().await, "NCZ");
-        assert!(told(sql).starts_with("pause read-write PauseRequest { all_peers: false"));
-    }
-    client.send(&[query("PAUSE nowhere")]).await;
-    assert_eq!(client.told().await, "E42704 Z");
-    // The router refuses; and nothing is paused.
-    client.send(&[query("RESUME read-only"), query("RESUME")]).await;
-    assert_eq!(client.told().await, "E55000 Z");
-    assert_eq!(told("RESUME"), "unpause read-only");
-    assert_eq!(client.told().await, "CZ");
-    client.send(&[query("ABORT SWITCHOVER")]).await;
-    assert_eq!(client.told().await, "E55000 Z");
-    // In the extended protocol, too: the rows are described beforehand.
-    let plan = [
-        parse("", "EXPLAIN SWITCHOVER TO db2"),
-        bind("", "", &[]),
-        framed(b'D', b"P\0"),
-        execute("", 0),
-        sync(),
-    ];
-    client.send(&plan).await;
-    assert_eq!(client.told().await, "12TDDCZ");
-    let pause = [
-        parse("", "PAUSE"),
-        bind("", "", &[]),
-        framed(b'D', b"P\0"),
-        execute("", 0),
-        sync(),
-    ];
-    client.send(&pause).await;
-    assert_eq!(client.told().await, "12nNCZ");
-}
-
-#[tokio::test]
-async fn a_pause_with_open_transactions_is_an_error() {
-    let holding = Arc::new(NothingHeld {
-        open: 2,
-        ..NothingHeld::default()
-    });
-    let mut client = Client::before(holding, true, CancellationToken::new()).await;
-    client.send(&[query("PAUSE")]).await;
-    assert_eq!(client.told().await, "E55006 Z");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_switchover_shows_its_steps_and_how_it_ended() {
-    let look = |steps: &[&str], is_over: bool, has_succeeded: bool| SwitchoverStatus {
-        steps: steps.iter().map(|step| (*step).to_owned()).collect(),
-        is_over,
-        has_succeeded,
-        ..SwitchoverStatus::default()
-    };
-    for (has_succeeded, expected) in [(true, "NNNNCZ"), (false, "NNNNE55000 Z")] {
-        let looks = [
-            look(&[], false, false),
-            look(&["one"], false, false),
-            look(&["one", "two"], true, has_succeeded),
-        ];
-        let holding = Arc::new(NothingHeld {
-            looks: std::sync::Mutex::new(looks.into()),
-            ..NothingHeld::default()
-        });
-        let mut client = Client::before(Arc::clone(&holding), true, CancellationToken::new()).await;
-        client.send(&[query("SWITCHOVER TO db2")]).await;
-        assert_eq!(client.told().await, expected, "two lines of the plan, two steps");
-        let told = holding.told.lock().unwrap().join(" ");
-        assert!(told.contains("cluster: \"main\", to: Some(\"db2\")"), "{told}");
-    }
-    // The end of the process does not wait for it.
-    let looks = vec![look(&[], false, false); 1000];
-    let holding = Arc::new(NothingHeld {
-        looks: std::sync::Mutex::new(looks.into()),
-        ..NothingHeld::default()
-    });
-    let closing = CancellationToken::new();
-    let mut client = Client::before(holding, true, closing.clone()).await;
-    client.send(&[query("SWITCHOVER TO db2")]).await;
-    assert_eq!(client.frame().await.unwrap().tag, b'N');
-    closing.cancel();
-    assert_eq!(client.told().await, "NE57P01 Z");
-    assert_eq!(client.end().await, Cause::Ordered(Reason::Shutdown));
 }
 
 proptest! {

@@ -3,6 +3,27 @@
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
+/// A quote or a comment that is not ended, by what begins it, and where it begins.
+fn unended(sql: &str, at: usize) -> ErrorReply {
+    let (before, rest) = sql.split_at(at);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    let (what, end) = match rest.chars().next() {
+        Some('"') => ("quoted identifier", "\""),
+        Some('/') => ("/* comment", "*/"),
+        Some('$') => ("dollar-quoted string", "the same sign between two $"),
+        _ => ("quoted string", "'"),
+    };
+    let near: String = rest.chars().take(30).collect();
+    ErrorReply::error(
+        SqlState::SYNTAX_ERROR,
+        format!("unterminated {what} at or near \"{near}\""),
+    )
+    .hint(format!(
+        "It begins at line {line}, column {column}, and ends with {end}"
+    ))
+}
+
 /// Statements of one query.
 const MOST_STATEMENTS: usize = 16;
 /// Words of a statement that is no query.
@@ -78,6 +99,54 @@ fn quoted(text: &str, quote: char) -> usize {
     }
 }
 
+/// Whether what is in these quotes has the last one: an odd number of them at its end, or one
+/// behind something else.
+fn is_ended(text: &str, quote: char) -> bool {
+    text.matches(quote).count().is_multiple_of(2)
+}
+
+fn is_ended_comment(text: &str) -> bool {
+    text.matches("/*").count() <= text.matches("*/").count()
+}
+
+fn is_in_word(before: &str) -> bool {
+    before.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '$'))
+}
+
+/// Whether a quote behind this begins a text with escapes: `E'it\'s'`.
+fn has_escapes(before: &str) -> bool {
+    before
+        .strip_suffix(['e', 'E'])
+        .is_some_and(|before| !is_in_word(before))
+}
+
+/// The length of a text with escapes, with both quotes; `None`: it has no end.
+fn escaped(text: &str) -> Option<usize> {
+    let mut chars = text.char_indices().skip(1).peekable();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => {
+                chars.next();
+            }
+            '\'' if chars.peek().is_some_and(|(_, next)| *next == '\'') => {
+                chars.next();
+            }
+            '\'' => return Some(at + 1),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// What begins a text between `$tag$` and the same.
+fn dollar_tag(text: &str) -> Option<&str> {
+    let end = text[1..].find('$')? + 1;
+    let name = &text[1..end];
+    let is_tag = name.chars().all(|c| c.is_alphanumeric() || c == '_')
+        && !name.starts_with(|c: char| c.is_ascii_digit());
+    is_tag.then(|| &text[..=end])
+}
+
 /// The text from its first word on.
 pub(super) fn without_lead(sql: &str) -> &str {
     let mut rest = sql.trim_start();
@@ -90,7 +159,7 @@ pub(super) fn without_lead(sql: &str) -> &str {
 /// The statements of a query, without those of blanks and comments.
 ///
 /// # Errors
-/// There are too many.
+/// There are too many, or a quote or a comment has no end.
 pub(super) fn statements(sql: &str) -> Result<Vec<&str>, ErrorReply> {
     let mut all = Vec::new();
     let (mut begin, mut at, mut is_blank) = (0, 0, true);
@@ -113,13 +182,22 @@ pub(super) fn statements(sql: &str) -> Result<Vec<&str>, ErrorReply> {
             at += 1;
             (begin, is_blank) = (at, true);
         } else if let Some(length) = skipped(rest) {
+            if rest.starts_with("/*") && !is_ended_comment(&rest[..length]) {
+                return Err(unended(sql, at));
+            }
             at += length;
         } else {
             is_blank &= c.is_whitespace();
-            at += match c {
-                '\'' | '"' => quoted(rest, c),
-                c => c.len_utf8(),
+            let length = match c {
+                '\'' if has_escapes(&sql[..at]) => escaped(rest),
+                '\'' | '"' => Some(quoted(rest, c)).filter(|length| is_ended(&rest[..*length], c)),
+                '$' if !is_in_word(&sql[..at]) => match dollar_tag(rest) {
+                    Some(tag) => rest[tag.len()..].find(tag).map(|end| end + 2 * tag.len()),
+                    None => Some(1),
+                },
+                c => Some(c.len_utf8()),
             };
+            at += length.ok_or_else(|| unended(sql, at))?;
         }
     }
 }
@@ -178,14 +256,53 @@ mod tests {
             ("a; b ;c", &["a", " b ", "c"]),
             ("SELECT ';', \";\" ; b", &["SELECT ';', \";\" ", " b"]),
             ("SELECT 'it''s;' ; b", &["SELECT 'it''s;' ", " b"]),
-            ("SELECT 'no end; b", &["SELECT 'no end; b"]),
-            ("/* no end; b", &[]),
+            ("SELECT E'a\\';b' ; c", &["SELECT E'a\\';b' ", " c"]),
+            (
+                "SELECT $$a;'$$, $x$ $$;\" $x$ ; c",
+                &["SELECT $$a;'$$, $x$ $$;\" $x$ ", " c"],
+            ),
+            ("SELECT $1, a$b ; c", &["SELECT $1, a$b ", " c"]),
+            ("SELECT date'1' ; c", &["SELECT date'1' ", " c"]),
             ("a /* ; */ -- ; \n + 1; é", &["a /* ; */ -- ; \n + 1", " é"]),
         ] {
             assert_eq!(statements(sql).unwrap(), expected, "{sql}");
         }
         assert_eq!(statements(&"a;".repeat(16)).unwrap().len(), 16);
         assert_eq!(statements(&"a;".repeat(17)).unwrap_err().code.as_str(), "54000");
+    }
+
+    #[test]
+    fn what_has_no_end_says_where_it_begins() {
+        for (sql, what, place) in [
+            (
+                "SELECT 'no end; b",
+                "quoted string at or near \"'no end; b\"",
+                "line 1, column 8",
+            ),
+            ("SELECT 'a''", "quoted string", "line 1, column 8"),
+            (
+                "a;\nSELECT 'é', 'x",
+                "quoted string at or near \"'x\"",
+                "line 2, column 13",
+            ),
+            (
+                "PAUSE \"rw",
+                "quoted identifier at or near \"\"rw\"",
+                "line 1, column 7",
+            ),
+            ("SELECT E'it\\'", "quoted string", "line 1, column 9"),
+            ("SELECT $x$ $$", "dollar-quoted string", "line 1, column 8"),
+            ("SELECT 1 /* a /* b */", "/* comment", "line 1, column 10"),
+        ] {
+            let reply = statements(sql).unwrap_err();
+            assert_eq!(reply.code, "42601", "{sql}");
+            assert!(
+                reply.message.contains(&format!("unterminated {what}")),
+                "{}",
+                reply.message
+            );
+            assert!(reply.hint.as_ref().unwrap().contains(place), "{sql}: {reply:?}");
+        }
     }
 
     #[test]

@@ -5,8 +5,10 @@ mod authentication;
 mod inventory;
 mod router;
 mod sessions;
+mod stats;
 mod topology;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::super::handles::Handles;
@@ -58,6 +60,7 @@ pub(super) static VIEWS: &[View] = &[
     sessions::WAITS,
     sessions::POOLS,
     sessions::SERVER_CONNECTIONS,
+    stats::STATS,
     router::ROUTER,
     router::EVENTS,
     inventory::LISTENERS,
@@ -68,6 +71,17 @@ pub(super) static VIEWS: &[View] = &[
     authentication::HBA,
     authentication::IDENT,
 ];
+
+/// The rows of what is known at once.
+fn known<'a, T>(all: Vec<T>, row: fn(T) -> Row) -> BoxFuture<'a, Gathered<Vec<Row>>> {
+    let rows = all.into_iter().map(row).collect();
+    async { Gathered::whole(rows) }.boxed()
+}
+
+/// `Null` for what is not there.
+fn text(text: Option<String>) -> Value {
+    Value::or_null(text, Value::Text)
+}
 
 /// `Null` for what is empty.
 fn named(text: String) -> Value {

@@ -31,7 +31,7 @@ impl Readings {
             routes: BTreeMap::new(),
             members: BTreeMap::new(),
         };
-        for sample in metrics.lines().filter_map(Sample::of) {
+        for sample in samples(metrics) {
             readings.take(&sample);
         }
         readings
@@ -132,12 +132,17 @@ impl Source {
     }
 }
 
+/// The lines of metrics as `OpenMetrics` that have a value. Those of buckets are left out.
+pub(in crate::admin) fn samples(metrics: &str) -> impl Iterator<Item = Sample<'_>> {
+    metrics.lines().filter_map(Sample::of)
+}
+
 /// A line with a value.
 #[derive(Debug)]
-struct Sample<'a> {
-    name: &'a str,
+pub(in crate::admin) struct Sample<'a> {
+    pub(in crate::admin) name: &'a str,
     labels: Vec<(&'a str, &'a str)>,
-    value: f64,
+    pub(in crate::admin) value: f64,
 }
 
 impl<'a> Sample<'a> {
@@ -156,7 +161,7 @@ impl<'a> Sample<'a> {
         Some(Self { name, labels, value })
     }
 
-    fn label(&self, name: &str) -> Option<Cow<'a, str>> {
+    pub(in crate::admin) fn label(&self, name: &str) -> Option<Cow<'a, str>> {
         let (_, value) = self.labels.iter().find(|(label, _)| *label == name)?;
         Some(unescaped(value))
     }

@@ -13,10 +13,10 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::super::actions::{self, MOST_GRACE};
-use super::super::gather;
+use super::super::gather::{self, Shown};
 use super::super::handles::{ClusterView, Phase};
 use super::super::operations::{Change, Ending, Gathered, Reconnection};
-use super::super::views::{ClusterSummary, EventView, MemberView, RouterView, SessionView};
+use super::super::views::{ClusterSummary, EventView, MemberView, SessionView};
 use super::answer::{JsonAnswer, TOTAL};
 use super::app::{App, Params};
 use super::guard::{Caller, HasToken};
@@ -344,17 +344,27 @@ pub(super) async fn kill(
 /// `GET /api/v1/router`
 pub(super) async fn router(app: &App, token: Option<Extension<HasToken>>) -> JsonAnswer {
     let missing = app.handles.operations.refresh().await;
-    let sessions = app.handles.operations.session_count();
-    JsonAnswer::json(
-        StatusCode::OK,
-        &RouterView::new(
-            app.handles.readiness.phase(),
-            sessions,
-            &app.handles.disabled_routes.names(),
-            held(app, token),
-        ),
-    )
-    .without(&missing)
+    let view = gather::router(&app.handles, held(app, token));
+    JsonAnswer::json(StatusCode::OK, &view).without(&missing)
+}
+
+/// `GET /api/v1/health`
+pub(super) async fn health(app: &App, token: Option<Extension<HasToken>>, uri: &Uri) -> JsonAnswer {
+    let handles = &app.handles;
+    let mut missing = handles.operations.refresh().await;
+    let pools = handles.operations.pools().await;
+    missing.extend(pools.missing);
+    missing.sort_unstable();
+    missing.dedup();
+    let has_token = matches!(token, Some(Extension(HasToken(true))));
+    let params = Params::of(uri);
+    let health = Shown::of(handles, has_token).health(
+        handles,
+        params.first("cluster"),
+        &pools.value,
+        &handles.inventory.certificates(),
+    );
+    JsonAnswer::json(StatusCode::OK, &health).without(&missing)
 }
 
 /// `POST /api/v1/router/drain`, `POST /api/v1/router/ready`

@@ -2,43 +2,36 @@
 #![allow(clippy::unwrap_used)]
 #![cfg_attr(fuzzing, allow(dead_code, reason = "for tests"))]
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
+mod orders;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::super::console::ConsoleOrders;
 use super::super::handles::{AccessView, ClusterView, Handles, Readiness};
 use super::super::history::History;
-use super::super::holding::{
-    HoldOperations, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
-    SwitchoverRequest, SwitchoverStatus,
-};
+use super::super::holding::HoldOperations;
 use super::super::inventory::Inventory;
 use super::super::live::Live;
 use super::super::local::{Local, initial};
 use super::super::metrics::Metrics;
-use super::super::operations::{Change, Ending, Gathered, Operations, Reconnection, ReloadAnswer};
-use super::super::views::{
-    CertificateView, DatabaseView, HoldView, LimitView, ListenerView, PeerView, PoolView, SessionView,
-    SettingView,
-};
+use super::super::views::{CertificateView, DatabaseView, LimitView, ListenerView, PeerView, SettingView};
 use super::app::App;
 use super::guard::Guard;
 use crate::auth::ident::IdentRow;
 use crate::auth::rules::Rules;
-use crate::cluster::Busy;
 use crate::cluster::check::CheckStatus;
 use crate::cluster::snapshot::*;
 use crate::config::{LocalMember, Route};
 use crate::events::Events;
-use crate::session::generations::totals::MemberLoad;
-use crate::session::holds::MemberActivity;
+pub(in crate::admin) use orders::{Nothing, NothingHeld, a_session, paused};
 
 pub(in crate::admin) fn snapshot() -> Snapshot {
     Snapshot {
@@ -322,261 +315,6 @@ impl Inventory for OneOfEach {
             protocol_version: None,
         };
         ready(vec![peer]).boxed()
-    }
-}
-
-/// Holds nobody; keeps what it was told.
-#[derive(Debug, Default)]
-pub(in crate::admin) struct NothingHeld {
-    pub(in crate::admin) told: Mutex<Vec<String>>,
-    /// How a switchover stands at each look.
-    pub(in crate::admin) looks: Mutex<VecDeque<SwitchoverStatus>>,
-    /// Of every paused route.
-    pub(in crate::admin) open: u32,
-    pub(in crate::admin) held: Option<HoldView>,
-}
-
-impl HoldOperations for NothingHeld {
-    fn before_stop<'a>(
-        &'a self,
-        cluster: &'a str,
-        member: &'a MemberName,
-        grace: Duration,
-        _: &'a str,
-    ) -> BoxFuture<'a, Result<StopReport, String>> {
-        let said = format!("before-stop {cluster} {member} {grace:?}");
-        self.told.lock().unwrap().push(said);
-        let report = StopReport {
-            member: member.to_string(),
-            waited_ms: 7,
-            left: MemberActivity::default(),
-            held_ms: Some(27_000),
-            missing: Vec::new(),
-        };
-        async { Ok(report) }.boxed()
-    }
-
-    fn check_stop<'a>(
-        &'a self,
-        cluster: &'a str,
-        member: &'a MemberName,
-    ) -> BoxFuture<'a, Result<StopCheck, String>> {
-        let check = StopCheck {
-            cluster: cluster.to_owned(),
-            member: member.to_string(),
-            limit_ms: 10_000,
-            held_ms: 27_000,
-            left: MemberActivity::default(),
-            peers: Vec::new(),
-            missing: Vec::new(),
-        };
-        ready(Ok(check)).boxed()
-    }
-
-    fn end_stop<'a>(
-        &'a self,
-        cluster: &'a str,
-        member: &'a MemberName,
-    ) -> BoxFuture<'a, Result<StopEnd, String>> {
-        let said = format!("end of before-stop {cluster} {member}");
-        self.told.lock().unwrap().push(said);
-        let end = StopEnd {
-            member: member.to_string(),
-            was_held: true,
-            missing: Vec::new(),
-        };
-        ready(Ok(end)).boxed()
-    }
-
-    fn stop_limit<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Duration> {
-        ready(Duration::from_secs(10)).boxed()
-    }
-
-    fn plan_switchover<'a>(
-        &'a self,
-        request: &'a SwitchoverRequest,
-    ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
-        let plan = SwitchoverPlan {
-            cluster: request.cluster.clone(),
-            leader: "db1".to_owned(),
-            candidate: request.to.clone().unwrap_or_default(),
-            sessions: MemberActivity::default(),
-            peers: Vec::new(),
-            direct: Vec::new(),
-            remarks: Vec::new(),
-            problems: request.without_peers.clone(),
-        };
-        async { Ok(plan) }.boxed()
-    }
-
-    fn switch_over<'a>(
-        &'a self,
-        request: &'a SwitchoverRequest,
-        _: &'a str,
-    ) -> BoxFuture<'a, Result<SwitchoverPlan, String>> {
-        self.told.lock().unwrap().push(format!("switchover {request:?}"));
-        self.plan_switchover(request)
-    }
-
-    fn switchover(&self) -> Option<SwitchoverStatus> {
-        self.looks.lock().unwrap().pop_front()
-    }
-
-    fn abort_switchover(&self) -> Result<(), String> {
-        Err("no switchover runs".to_owned())
-    }
-
-    fn pause<'a>(
-        &'a self,
-        route: &'a str,
-        pause: &'a PauseRequest,
-        _: &'a str,
-    ) -> BoxFuture<'a, Result<PauseReport, String>> {
-        self.told.lock().unwrap().push(format!("pause {route} {pause:?}"));
-        let report = PauseReport {
-            route: route.to_owned(),
-            open: self.open,
-            unaffected: 0,
-            was_paused: true,
-            waited_ms: 7,
-            missing: Vec::new(),
-        };
-        ready(Ok(report)).boxed()
-    }
-
-    fn unpause<'a>(&'a self, route: &'a str, _: bool) -> BoxFuture<'a, Result<PauseReport, String>> {
-        self.told.lock().unwrap().push(format!("unpause {route}"));
-        ready(Err("the route is not paused".to_owned())).boxed()
-    }
-
-    fn holds(&self) -> Vec<HoldView> {
-        self.held.iter().cloned().collect()
-    }
-
-    fn paused(&self) -> BTreeMap<String, Duration> {
-        BTreeMap::new()
-    }
-}
-
-/// No sessions; keeps what it was told.
-#[derive(Debug, Default)]
-pub(in crate::admin) struct Nothing {
-    pub(in crate::admin) told: Mutex<Vec<String>>,
-    pub(in crate::admin) session: Option<SessionView>,
-    pub(in crate::admin) pool: Option<PoolView>,
-    /// Why a reload is refused; `None`: the process is ending.
-    pub(in crate::admin) faults: Option<Vec<String>>,
-    /// Processes that do not answer.
-    pub(in crate::admin) missing: Vec<String>,
-}
-
-impl Nothing {
-    fn gathered<T: Send + 'static>(&self, value: T) -> BoxFuture<'static, Gathered<T>> {
-        let missing = self.missing.clone();
-        ready(Gathered { value, missing }).boxed()
-    }
-}
-
-impl Operations for Nothing {
-    fn refresh(&self) -> BoxFuture<'_, Vec<String>> {
-        ready(self.missing.clone()).boxed()
-    }
-
-    fn sessions(&self) -> BoxFuture<'_, Gathered<Vec<SessionView>>> {
-        self.gathered(self.session.iter().cloned().collect())
-    }
-
-    fn session_count(&self) -> usize {
-        self.session.iter().len()
-    }
-
-    fn load_of(&self, _: &str, _: &MemberName) -> MemberLoad {
-        MemberLoad::of(self.session.iter().len() + 3, 3)
-    }
-
-    fn end_session(&self, id: u64, ending: Ending) -> BoxFuture<'_, Gathered<Option<SessionView>>> {
-        let found = self.session.clone().filter(|session| session.id == id);
-        if found.is_some() {
-            self.told.lock().unwrap().push(format!("{id} {ending:?}"));
-        }
-        self.gathered(found)
-    }
-
-    fn end_sessions_on<'a>(
-        &'a self,
-        cluster: &'a str,
-        member: &'a MemberName,
-        ending: Ending,
-    ) -> BoxFuture<'a, Gathered<usize>> {
-        let told = format!("{cluster} {member} {ending:?}");
-        self.told.lock().unwrap().push(told);
-        self.gathered(self.session.iter().len())
-    }
-
-    fn pools(&self) -> BoxFuture<'_, Gathered<Vec<PoolView>>> {
-        self.gathered(self.pool.iter().cloned().collect())
-    }
-
-    fn reconnect<'a>(&'a self, which: &'a Reconnection) -> BoxFuture<'a, Gathered<usize>> {
-        self.told.lock().unwrap().push(format!("reconnect {which}"));
-        self.gathered(3)
-    }
-
-    fn has_kept(&self, _: &str, member: &MemberName) -> bool {
-        member.as_str() == "kept"
-    }
-
-    fn administer<'a>(
-        &'a self,
-        cluster: &'a str,
-        member: &'a MemberName,
-        change: Change,
-    ) -> BoxFuture<'a, Result<Gathered<()>, Busy>> {
-        let told = format!("{cluster} {member} {change:?}");
-        self.told.lock().unwrap().push(told);
-        self.gathered(()).map(Ok).boxed()
-    }
-
-    fn sessions_of(&self, route: &str) -> usize {
-        let mut sessions = self.session.iter();
-        usize::from(sessions.any(|session| session.route == route))
-    }
-
-    fn disable_route(&self, route: &str, is_disabled: bool) -> Result<(), Busy> {
-        let told = format!("route {route} disabled {is_disabled}");
-        self.told.lock().unwrap().push(told);
-        Ok(())
-    }
-
-    fn drain_router(&self, is_drained: bool) -> Result<(), Busy> {
-        self.told
-            .lock()
-            .unwrap()
-            .push(format!("router drained {is_drained}"));
-        Ok(())
-    }
-
-    fn forget_identity(&self, cluster: &str) -> Result<(), Busy> {
-        self.told
-            .lock()
-            .unwrap()
-            .push(format!("forget-identity {cluster}"));
-        Ok(())
-    }
-
-    fn reload(&self) -> oneshot::Receiver<ReloadAnswer> {
-        self.told.lock().unwrap().push("reload".to_owned());
-        let (answer, answered) = oneshot::channel();
-        if let Some(faults) = self.faults.clone() {
-            let told = ReloadAnswer {
-                applied: faults.is_empty(),
-                changed: Vec::new(),
-                restart: Vec::new(),
-                faults,
-            };
-            answer.send(told).unwrap();
-        }
-        answered
     }
 }
 

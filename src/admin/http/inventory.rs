@@ -4,6 +4,7 @@ use axum::Extension;
 use axum::http::{StatusCode, Uri};
 
 use super::super::gather;
+use super::super::stats as traffic;
 use super::answer::JsonAnswer;
 use super::app::{App, Params};
 use super::guard::HasToken;
@@ -24,6 +25,20 @@ pub(super) fn listeners(app: &App, uri: &Uri) -> JsonAnswer {
 /// `GET /api/v1/limits`
 pub(super) fn limits(app: &App) -> JsonAnswer {
     JsonAnswer::json(StatusCode::OK, &gather::limits(&app.handles))
+}
+
+/// `GET /api/v1/stats`
+pub(super) async fn stats(app: &App, uri: &Uri) -> JsonAnswer {
+    let mut all = traffic::stats(&app.handles).await.value;
+    for (key, wanted) in Params::of(uri).pairs() {
+        match key {
+            "cluster" => all.retain(|row| row.cluster == wanted),
+            "route" => all.retain(|row| row.route == wanted),
+            "member" => all.retain(|row| row.member.as_deref() == Some(wanted)),
+            _ => {}
+        }
+    }
+    JsonAnswer::json(StatusCode::OK, &all)
 }
 
 /// `GET /api/v1/certificates`

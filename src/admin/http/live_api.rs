@@ -18,6 +18,9 @@ use super::guard::{Caller, HasToken};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Leaving(pub(super) CancellationToken);
 
+/// Seconds after which a reader that finds no place may come again.
+const RETRY_S: &str = "30";
+
 /// `GET /api/v1/live`
 pub(super) fn live(
     app: &Arc<App>,
@@ -38,11 +41,16 @@ pub(super) fn live(
         )
         .into_response();
     };
-    let place = match app.live.place(source) {
-        Ok(place) => place,
-        Err(full) => return refused(full).into_response(),
-    };
     let has_token = matches!(token, Some(Extension(HasToken(true))));
+    let place = match app.live.place(source, has_token) {
+        Ok(place) => place,
+        Err(full) => {
+            let mut response = refused(full, has_token).into_response();
+            let wait = HeaderValue::from_static(RETRY_S);
+            response.headers_mut().insert(header::RETRY_AFTER, wait);
+            return response;
+        }
+    };
     let id = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let resumed = id.and_then(Resumed::of);
     let reader = Reader::new(place, app.handles.clone(), has_token, resumed, leaving);
@@ -66,16 +74,18 @@ pub(super) fn live(
     response
 }
 
-fn refused(full: Full) -> JsonAnswer {
+fn refused(full: Full, has_token: bool) -> JsonAnswer {
+    let who = if has_token { " with the token" } else { "" };
     let error = match full {
-        Full::All => format!("{MOST_READERS} readers of this path are connected already"),
+        Full::All => format!("{MOST_READERS} readers of this path{who} are connected already"),
         Full::OfSource => {
-            format!("{MOST_OF_SOURCE} readers of this path are connected from this address already")
+            format!("{MOST_OF_SOURCE} readers of this path{who} are connected from this address already")
         }
     };
-    JsonAnswer::problem(
-        StatusCode::SERVICE_UNAVAILABLE,
-        &error,
-        "close pages that are not needed, or ask the other paths of /api/v1",
-    )
+    let hint = if has_token {
+        "close pages that are not needed, or ask the other paths of /api/v1"
+    } else {
+        "close pages that are not needed, or show the token: who has it gets a place"
+    };
+    JsonAnswer::problem(StatusCode::SERVICE_UNAVAILABLE, &error, hint)
 }

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::super::live::MOST_OF_SOURCE;
 use super::HttpLimits;
 use super::fixture::*;
 use super::wire_tests::{body, connect, exchange, leader, start, start_with, status};
+use crate::config::Secret;
 use crate::events::OperatorEvent;
 
 /// No test waits for it: it is the bound after which one fails.
@@ -119,6 +120,37 @@ fn streams_above_the_limit_are_refused_and_checks_are_answered() {
 }
 
 #[test]
+fn who_shows_the_token_gets_in_while_all_streams_of_the_address_are_taken() {
+    let handles = handles(vec![view(leader(), named("m"))]);
+    handles
+        .token
+        .store(Some(Arc::new(Secret::new("0123456789abcdef"))));
+    let running = start_with(handles, None, HttpLimits::default());
+    let mut streams: Vec<BufReader<TcpStream>> = Vec::new();
+    for _ in 0..MOST_OF_SOURCE {
+        let mut stream = BufReader::new(ask(running.address, "1.1"));
+        until(&mut stream, "event: hello");
+        streams.push(stream);
+    }
+    let request = b"GET /api/v1/live HTTP/1.0\r\nAuthorization: Bearer 0123456789abcdef\r\n\r\n";
+    let mut operator = connect(running.address);
+    operator.write_all(request).unwrap();
+    let mut operator = BufReader::new(operator);
+    let head = until(&mut operator, "data: ");
+    assert!(head.last().unwrap().contains("\"token\":true"), "{head:?}");
+    let mut first = streams.remove(0);
+    until(&mut first, "event: ended");
+    let mut rest = String::new();
+    first.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("0\r\n\r\n"), "{rest}");
+    let refused = exchange(running.address, b"GET /api/v1/live HTTP/1.0\r\n\r\n");
+    assert_eq!(status(&refused), "503", "{refused}");
+    assert!(body(&refused).contains("show the token"), "{refused}");
+    assert!(refused.contains("retry-after: 30\r\n"), "{refused}");
+    until(&mut operator, "event: members");
+}
+
+#[test]
 fn a_reader_that_takes_nothing_is_closed() {
     let handles = handles(vec![view(leader(), named("m"))]);
     let events = handles.events.clone();
@@ -145,7 +177,10 @@ fn a_reader_that_takes_nothing_is_closed() {
     let (sender, drained) = mpsc::channel();
     let reading = thread::spawn(move || {
         // The other one reads all there is.
-        until(&mut reads, "data: {\"by\":\"-\",\"event\":\"router_drained\"");
+        until(
+            &mut reads,
+            "data: {\"about\":\"by=-\",\"by\":\"-\",\"event\":\"router_drained\"",
+        );
         drop(sender);
     });
     let by = "x".repeat(10_000);

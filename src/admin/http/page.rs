@@ -17,6 +17,8 @@ struct File {
     name: &'static str,
     content_type: &'static str,
     content: &'static str,
+    /// The same as gzip; of large files.
+    gzip: Option<&'static [u8]>,
 }
 
 const FILES: [File; 4] = [
@@ -24,21 +26,25 @@ const FILES: [File; 4] = [
         name: "",
         content_type: "text/html; charset=utf-8",
         content: include_str!("page/page.html"),
+        gzip: None,
     },
     File {
         name: "page.js",
         content_type: "text/javascript; charset=utf-8",
         content: include_str!("page/page.js"),
+        gzip: Some(include_bytes!("page/page.js.gz")),
     },
     File {
         name: "page.css",
         content_type: "text/css; charset=utf-8",
         content: include_str!("page/page.css"),
+        gzip: Some(include_bytes!("page/page.css.gz")),
     },
     File {
         name: "icon.svg",
         content_type: "image/svg+xml",
         content: include_str!("page/icon.svg"),
+        gzip: None,
     },
 ];
 
@@ -47,17 +53,21 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; \
                       require-trusted-types-for 'script'";
 
-/// By what they contain, so that a browser asks for each only once in a release.
-static TAGS: LazyLock<[HeaderValue; FILES.len()]> = LazyLock::new(|| {
+/// By what they contain, so that a browser asks for each only once in a release: as they are, and
+/// as gzip.
+static TAGS: LazyLock<[[HeaderValue; 2]; FILES.len()]> = LazyLock::new(|| {
     FILES.map(|file| {
-        let mut tag = String::from("\"");
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, file.content.as_bytes());
-        for byte in &digest.as_ref()[..12] {
-            // Writing to a string cannot fail.
-            let _ = write!(tag, "{byte:02x}");
-        }
-        tag.push('"');
-        HeaderValue::try_from(tag).expect("hexadecimal digits in quotes are a header value")
+        ["", "-gzip"].map(|form| {
+            let mut tag = String::from("\"");
+            for byte in &digest.as_ref()[..12] {
+                // Writing to a string cannot fail.
+                let _ = write!(tag, "{byte:02x}");
+            }
+            tag.push_str(form);
+            tag.push('"');
+            HeaderValue::try_from(tag).expect("letters, digits and a dash in quotes are a header value")
+        })
     })
 });
 
@@ -72,7 +82,9 @@ pub(super) fn page(app: &App, name: &str, headers: &HeaderMap) -> Response {
     let Some(index) = FILES.iter().position(|file| file.name == name) else {
         return JsonAnswer::not_found("the page has no such file; it is at /ui").into_response();
     };
-    let (file, tag) = (&FILES[index], &TAGS[index]);
+    let file = &FILES[index];
+    let gzip = file.gzip.filter(|_| takes_gzip(headers));
+    let tag = &TAGS[index][usize::from(gzip.is_some())];
     let has_it = headers
         .get_all(header::IF_NONE_MATCH)
         .iter()
@@ -80,14 +92,20 @@ pub(super) fn page(app: &App, name: &str, headers: &HeaderMap) -> Response {
         .any(|tags| tags.split(',').any(|one| one.trim() == tag));
     let mut response = if has_it {
         StatusCode::NOT_MODIFIED.into_response()
+    } else if let Some(gzip) = gzip {
+        gzip.into_response()
     } else {
         file.content.into_response()
     };
     let headers = response.headers_mut();
+    if gzip.is_some() {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     for (name, value) in [
         (header::CONTENT_TYPE, file.content_type),
         // Asked again each time, so that the page is always that of the router's release.
         (header::CACHE_CONTROL, "no-cache"),
+        (header::VARY, "Accept-Encoding"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
@@ -105,6 +123,19 @@ pub(super) fn page(app: &App, name: &str, headers: &HeaderMap) -> Response {
     }
     headers.insert(header::ETAG, tag.clone());
     response
+}
+
+/// RFC 9110, 12.5.3. Without the header, or with `gzip;q=0`, the file comes as it is.
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let all = headers.get_all(header::ACCEPT_ENCODING).iter();
+    let mut codings = all
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    codings.any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = weight.trim().strip_prefix("q=").map(str::parse::<f32>);
+        name.trim().eq_ignore_ascii_case("gzip") && !matches!(weight, Some(Ok(0.0) | Err(_)))
+    })
 }
 
 /// `GET /ui/`: the page's files are beside `/ui`.
@@ -177,6 +208,43 @@ mod tests {
         assert_eq!(missing.status(), StatusCode::NOT_FOUND);
         let (refused, _) = ask(true, Method::POST, "/ui", None).await;
         assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    #[tokio::test]
+    async fn large_files_come_as_gzip_to_who_takes_it() {
+        let fetch = async |path: &str, accepted: &'static str| {
+            let request = Request::builder()
+                .uri(path)
+                .header(header::ACCEPT_ENCODING, accepted)
+                .body(Body::empty())
+                .unwrap();
+            let response = router(app(handles(Vec::new()))).oneshot(request).await.unwrap();
+            let (parts, body) = response.into_parts();
+            (parts.headers, to_bytes(body, 1 << 20).await.unwrap())
+        };
+        for file in FILES.iter().filter(|file| file.gzip.is_some()) {
+            let path = format!("/ui/{}", file.name);
+            let mut tags = Vec::new();
+            for accepted in ["gzip", "br;q=1.0, GZIP;q=0.5, *;q=0"] {
+                let (headers, body) = fetch(&path, accepted).await;
+                assert_eq!(headers[header::CONTENT_ENCODING], "gzip", "{accepted}");
+                assert_eq!(headers[header::CONTENT_TYPE], file.content_type);
+                assert_eq!(headers[header::VARY], "Accept-Encoding");
+                assert!(body.len() < file.content.len() / 2, "{}", body.len());
+                assert_eq!(body[..3], [0x1f, 0x8b, 8], "RFC 1952: gzip, deflated");
+                // Its last four bytes are the length of what is in it. `scripts/ui --check`
+                // compares the contents.
+                let length = u32::from_le_bytes(body[body.len() - 4..].try_into().unwrap());
+                assert_eq!(length as usize, file.content.len(), "{}", file.name);
+                tags.push(headers[header::ETAG].clone());
+            }
+            for accepted in ["", "br", "gzip;q=0", "gzip; q=0.0", "xgzip"] {
+                let (headers, body) = fetch(&path, accepted).await;
+                assert!(!headers.contains_key(header::CONTENT_ENCODING), "{accepted}");
+                assert_eq!(body, file.content.as_bytes(), "{accepted}");
+                assert_ne!(headers[header::ETAG], tags[0], "it is another form");
+            }
+        }
     }
 
     #[tokio::test]

@@ -204,6 +204,10 @@ fn api(app: &Arc<App>) -> Router<Arc<App>> {
             read(async |State(app): Shared, token: Token| api::router(&app, token).await),
         )
         .route(
+            "/api/v1/health",
+            read(async |State(app): Shared, token: Token, uri: Uri| api::health(&app, token, &uri).await),
+        )
+        .route(
             "/api/v1/router/{action}",
             post(async |State(app): Shared, caller: CalledBy, path: Name<String>| {
                 api::administer_router(&app, caller, &path).await
@@ -272,6 +276,10 @@ fn views() -> Router<Arc<App>> {
         .route(
             "/api/v1/limits",
             read(async |State(app): Shared| inventory::limits(&app)),
+        )
+        .route(
+            "/api/v1/stats",
+            read(async |State(app): Shared, uri: Uri| inventory::stats(&app, &uri).await),
         )
         .route(
             "/api/v1/certificates",

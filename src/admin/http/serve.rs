@@ -165,14 +165,10 @@ impl OnAccept for HttpHandler {
     }
 }
 
-/// A connection over the network, on this runtime. `None`: it cannot be registered there, or is
-/// another kind, which the configuration refuses.
+/// A connection over the network. `None`: it is another kind, which the configuration refuses.
 fn tcp(connection: Connection) -> Option<(TcpStream, SocketAddr)> {
     match (connection.socket, connection.peer) {
-        (ClientSocket::Tcp(socket), PeerAddress::Tcp(address)) => {
-            let stream = TcpStream::from_std(socket).ok()?;
-            Some((stream, address))
-        }
+        (ClientSocket::Tcp(stream), PeerAddress::Tcp(address)) => Some((stream, address)),
         _ => None,
     }
 }

@@ -4,16 +4,23 @@ use axum::body::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::super::gather;
+use super::super::gather::Shown;
 use super::super::handles::Handles;
-use super::super::views::{ClusterSummary, HoldView, MemberView, PoolView, RouterView};
-use crate::cluster::snapshot::OrderedBy;
+use super::super::views::{CertificateView, PoolView};
 
 /// Pools in a message. Those with the most clients that wait come first.
 const MOST_POOLS: usize = 200;
 
 /// The parts, in the order in which a reader gets them.
-const NAMES: [&str; 6] = ["router", "clusters", "members", "routes", "switchover", "pools"];
+const NAMES: [&str; 7] = [
+    "router",
+    "clusters",
+    "members",
+    "routes",
+    "switchover",
+    "pools",
+    "health",
+];
 
 /// A message, for readers without the token and with it: only the latter learn which operator has
 /// ordered something.
@@ -29,39 +36,17 @@ pub(super) struct Parts([(u64, Message); NAMES.len()]);
 
 impl Parts {
     /// What `handles` show, as version 1.
-    pub(super) fn of(handles: &Handles, pools: &[PoolView]) -> Self {
-        let holds = handles.holding.holds();
-        let without: Vec<HoldView> = holds.iter().cloned().map(HoldView::without_operator).collect();
-        let router = |holds: Vec<HoldView>| {
-            RouterView::new(
-                handles.readiness.phase(),
-                handles.operations.session_count(),
-                &handles.disabled_routes.names(),
-                holds,
-            )
-        };
-        let clusters: Vec<ClusterSummary> = handles.clusters.iter().map(ClusterSummary::new).collect();
-        let mut members = Vec::new();
-        for view in &handles.clusters {
-            let snapshot = view.snapshot.borrow().clone();
-            members.extend(snapshot.members.iter().map(|member| {
-                let load = handles.operations.load_of(&view.name, &member.name);
-                MemberView::new(view, &snapshot, member, load)
-            }));
-        }
-        let switchover = handles.holding.switchover();
-        let mut public = switchover.clone();
-        if let Some(public) = &mut public {
-            public.run_by = public.run_by.take().and_then(OrderedBy::without_operator);
-        }
-        let routes = |holds: &[HoldView]| gather::routes(handles, holds);
+    pub(super) fn of(handles: &Handles, pools: &[PoolView], certificates: &[CertificateView]) -> Self {
+        let (public, private) = (Shown::of(handles, false), Shown::of(handles, true));
+        let health = |shown: &Shown| shown.health(handles, None, pools, certificates);
         let messages = [
-            Message::of(NAMES[0], &router(without.clone()), &router(holds.clone())),
-            Message::same(NAMES[1], &clusters),
-            Message::same(NAMES[2], &members),
-            Message::of(NAMES[3], &routes(&without), &routes(&holds)),
-            Message::of(NAMES[4], &public, &switchover),
+            Message::of(NAMES[0], &public.router, &private.router),
+            Message::same(NAMES[1], &public.clusters),
+            Message::same(NAMES[2], &public.members),
+            Message::of(NAMES[3], &public.routes, &private.routes),
+            Message::of(NAMES[4], &public.switchover, &private.switchover),
             Message::same(NAMES[5], &shown(pools)),
+            Message::of(NAMES[6], &health(&public), &health(&private)),
         ];
         Self(messages.map(|message| (1, message)))
     }

@@ -63,7 +63,9 @@ pub(in crate::admin) struct Reader {
     greeting: Option<Bytes>,
     over: Instant,
     leaving: CancellationToken,
-    _place: Place,
+    place: Place,
+    /// It has been told that it makes room.
+    is_told: bool,
 }
 
 impl Reader {
@@ -107,7 +109,8 @@ impl Reader {
             greeting: Some(greeting),
             over: Instant::now() + LONGEST,
             leaving,
-            _place: place,
+            place,
+            is_told: false,
         }
     }
 
@@ -118,6 +121,9 @@ impl Reader {
         }
         let keep_alive = Instant::now() + KEEP_ALIVE;
         loop {
+            if self.place.makes_room.is_cancelled() {
+                return self.farewell();
+            }
             if self.is_over() {
                 return None;
             }
@@ -128,6 +134,7 @@ impl Reader {
             tokio::select! {
                 changed = self.now.changed() => if changed.is_err() { return None },
                 () = self.leaving.cancelled() => return None,
+                () = self.place.makes_room.cancelled() => {}
                 () = sleep_until(self.over.min(keep_alive)) => {
                     if Instant::now() < self.over {
                         return Some(Bytes::from_static(b":\n\n"));
@@ -135,6 +142,17 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Once.
+    fn farewell(&mut self) -> Option<Bytes> {
+        if self.is_told {
+            return None;
+        }
+        self.is_told = true;
+        let why = "all streams are taken, and somebody with the token needs one: this one, without the token, was \
+                   the oldest";
+        Some(message("ended", &json!({"why": why})))
     }
 
     /// Who reads with a token reads on only with the one there is.

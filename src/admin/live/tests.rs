@@ -63,7 +63,7 @@ fn scene() -> Scene {
 
 impl Scene {
     fn reader(&self, has_token: bool, resumed: Option<&str>) -> Reader {
-        let place = self.live.place(source(1)).unwrap();
+        let place = self.live.place(source(1), has_token).unwrap();
         let resumed = resumed.and_then(Resumed::of);
         Reader::new(
             place,
@@ -115,7 +115,15 @@ async fn a_reader_gets_all_there_is_and_then_what_changes() {
     let names: Vec<&str> = all.iter().map(|(_, name, _)| name.as_str()).collect();
     assert_eq!(
         names,
-        ["router", "clusters", "members", "routes", "switchover", "pools"]
+        [
+            "router",
+            "clusters",
+            "members",
+            "routes",
+            "switchover",
+            "pools",
+            "health"
+        ]
     );
     assert_eq!(all[1].2[0]["leader"]["member"], "db1");
     assert_eq!(all[3].2[0]["hold"]["clients"], 12);
@@ -298,20 +306,69 @@ async fn a_stream_ends_with_the_listener_with_the_token_and_after_a_time() {
 async fn readers_are_limited_in_all_and_of_one_address() {
     let live = Live::default();
     let mut places: Vec<Place> = (0..MOST_OF_SOURCE)
-        .map(|_| live.place(source(1)).unwrap())
+        .map(|_| live.place(source(1), false).unwrap())
         .collect();
-    assert_eq!(live.place(source(1)).err(), Some(Full::OfSource));
+    assert_eq!(live.place(source(1), false).err(), Some(Full::OfSource));
     for number in MOST_OF_SOURCE..MOST_READERS {
         let other = source(2 + u8::try_from(number / MOST_OF_SOURCE).unwrap());
-        places.push(live.place(other).unwrap());
+        places.push(live.place(other, false).unwrap());
     }
-    assert_eq!(live.place(source(99)).err(), Some(Full::All));
+    assert_eq!(live.place(source(99), false).err(), Some(Full::All));
     places.remove(0);
-    let again = live.place(source(1)).unwrap();
-    assert_eq!(live.place(source(1)).err(), Some(Full::All));
+    let again = live.place(source(1), false).unwrap();
+    assert_eq!(live.place(source(1), false).err(), Some(Full::All));
     drop((again, places));
-    assert!(live.sources().is_empty(), "nothing is left behind");
+    assert!(live.places().taken.is_empty(), "nothing is left behind");
     assert_eq!(*live.0.readers.borrow(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_the_token_gets_the_place_of_the_oldest_without_it() {
+    let scene = scene();
+    let place = |last: u8, has_token: bool| scene.live.place(source(last), has_token);
+    let mut first = scene.reader(false, None);
+    let mut kept = scene.reader(true, None);
+    for reader in [&mut first, &mut kept] {
+        read(reader).await;
+    }
+    let others: Vec<Place> = (2..MOST_OF_SOURCE).map(|_| place(1, false).unwrap()).collect();
+    assert_eq!(place(1, false).err(), Some(Full::OfSource));
+    let operator = place(1, true).unwrap();
+    assert_eq!(scene.live.readers(), MOST_OF_SOURCE);
+    // It is told, and that is its end.
+    let (_, _, told) = until(&mut first, "ended").await;
+    assert!(told["why"].as_str().unwrap().contains("with the token"), "{told}");
+    assert!(first.next().await.is_none());
+    drop(first);
+    assert_eq!(
+        scene.live.readers(),
+        MOST_OF_SOURCE,
+        "its place was taken already"
+    );
+    assert_eq!(
+        place(1, false).err(),
+        Some(Full::OfSource),
+        "and it does not get it back"
+    );
+    // Of other addresses, up to the limit of all.
+    let count = MOST_READERS - MOST_OF_SOURCE;
+    let far: Vec<Place> = (0..count)
+        .map(|number| place(2 + u8::try_from(number / MOST_OF_SOURCE).unwrap(), false).unwrap())
+        .collect();
+    assert_eq!(place(99, false).err(), Some(Full::All));
+    let more: Vec<Place> = (0..count + others.len())
+        .map(|number| place(100 + u8::try_from(number).unwrap(), true).unwrap())
+        .collect();
+    assert!(
+        others
+            .iter()
+            .chain(&far)
+            .all(|place| place.makes_room.is_cancelled())
+    );
+    assert_eq!(place(99, true).err(), Some(Full::All), "all have the token");
+    until(&mut kept, "members").await;
+    drop((operator, others, far, more, kept));
+    assert_eq!(scene.live.readers(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::cmp::Ordering;
 
+use tokio_util::sync::CancellationToken;
+
 use super::super::relation::{Kind, Row, Value, lossy};
 use super::function::{Aggregate, Scalar};
 use super::literal;
@@ -21,10 +23,11 @@ pub(super) enum Expr {
     /// Over the rows of a group; it stands in no expression that is evaluated.
     Aggregate(Box<Aggregate>),
     Not(Box<Self>),
-    And(Box<Self>, Box<Self>),
-    Or(Box<Self>, Box<Self>),
+    And(Vec<Self>),
+    Or(Vec<Self>),
     Compare(Comparison, Box<Self>, Box<Self>),
-    Compute(Arithmetic, Kind, Box<Self>, Box<Self>),
+    /// From left to right, with the type of each result.
+    Compute(Box<Self>, Vec<(Arithmetic, Kind, Self)>),
     IsNull(Box<Self>),
     /// `IS TRUE`, `IS FALSE`: whether it is this, and nothing for unknown.
     Is(bool, Box<Self>),
@@ -93,13 +96,16 @@ pub(super) struct Surroundings<'a> {
     pub(super) room: Cell<usize>,
     /// Steps that the query's expressions may still take.
     pub(super) steps: Cell<usize>,
+    /// Cancelled when nobody waits for the answer any more.
+    pub(super) ended: &'a CancellationToken,
 }
 
 impl Surroundings<'_> {
     /// # Errors
-    /// The query has taken as many steps as it may.
-    fn step(&self, count: usize) -> Result<(), ErrorReply> {
-        let left = self.steps.get().checked_sub(count).ok_or_else(|| {
+    /// The query has taken as many steps as it may, or nobody waits for its answer any more.
+    pub(super) fn step(&self, count: usize) -> Result<(), ErrorReply> {
+        let before = self.steps.get();
+        let left = before.checked_sub(count).ok_or_else(|| {
             ErrorReply::error(
                 SqlState::PROGRAM_LIMIT_EXCEEDED,
                 "the query takes too much work for the console",
@@ -107,7 +113,29 @@ impl Surroundings<'_> {
             .hint("Ask for fewer rows, or use shorter texts and patterns.")
         })?;
         self.steps.set(left);
+        if before / LOOK != left / LOOK && self.ended.is_cancelled() {
+            // Whoever has ended it says so to the client.
+            let text = "canceling statement due to user request";
+            return Err(ErrorReply::error(SqlState::QUERY_CANCELED, text));
+        }
         Ok(())
+    }
+
+    /// Counts the work for a value of a row of operators.
+    ///
+    /// # Errors
+    /// It is a text that is too long, or the work is too much.
+    fn made(&self, value: &Value) -> Result<(), ErrorReply> {
+        if value.size() > MOST_TEXT {
+            return Err(ErrorReply::error(
+                SqlState::PROGRAM_LIMIT_EXCEEDED,
+                format!(
+                    "a text that the query makes is longer than {} MiB",
+                    MOST_TEXT >> 20
+                ),
+            ));
+        }
+        self.step(1 + value.size() / 16)
     }
 
     /// Makes room for a value that is kept.
@@ -130,8 +158,13 @@ impl Surroundings<'_> {
 /// Bytes that a query may take beside the rows of its view.
 pub(super) const MOST_KEPT: usize = 32 << 20;
 /// Of a query: less than a second. An expression takes one for each part and row, and one for 16
-/// bytes of its text; `LIKE` one for each letter it compares.
+/// bytes of its text; `LIKE` one for each letter it compares, a regular expression one for two that
+/// it may have to.
 pub(super) const MOST_STEPS: usize = 50_000_000;
+/// Steps between two looks at whether somebody waits for the answer.
+const LOOK: usize = 10_000;
+/// Bytes of a text that operators make of others.
+const MOST_TEXT: usize = 1 << 20;
 
 impl Expr {
     /// # Errors
@@ -151,21 +184,20 @@ impl Expr {
             Self::Parameter(index) => about.parameters.get(*index).cloned().unwrap_or(Value::Null),
             Self::Aggregate(_) => Value::Null,
             Self::Not(inner) => from_truth(truth(&of(inner)?).map(|is| !is)),
-            Self::And(one, other) => match truth(&of(one)?) {
-                Some(false) => Value::Bool(false),
-                Some(true) => of(other)?,
-                None => from_truth(truth(&of(other)?).filter(|is| !is)),
-            },
-            Self::Or(one, other) => match truth(&of(one)?) {
-                Some(true) => Value::Bool(true),
-                Some(false) => of(other)?,
-                None => from_truth(truth(&of(other)?).filter(|is| *is)),
-            },
+            Self::And(all) => from_truth(joined(all, false, row, about)?),
+            Self::Or(all) => from_truth(joined(all, true, row, about)?),
             Self::Compare(comparison, one, other) => {
                 let order = of(one)?.compare(&of(other)?);
                 from_truth(order.map(|order| comparison.holds(order)))
             }
-            Self::Compute(operation, kind, one, other) => compute(*operation, *kind, &of(one)?, &of(other)?)?,
+            Self::Compute(first, rest) => {
+                let mut made = of(first)?;
+                for (operation, kind, other) in rest {
+                    made = compute(*operation, *kind, &made, &of(other)?)?;
+                    about.made(&made)?;
+                }
+                made
+            }
             Self::IsNull(inner) => Value::Bool(of(inner)?.is_null()),
             Self::Is(wanted, inner) => Value::Bool(truth(&of(inner)?) == Some(*wanted)),
             Self::IsDistinct(one, other) => Value::Bool(is_distinct(&of(one)?, &of(other)?)),
@@ -201,7 +233,10 @@ impl Expr {
                 _ => Value::Null,
             },
             Self::Matches { text, pattern } => match of(text)? {
-                Value::Text(text) => Value::Bool(pattern.is_match(text.as_bytes())),
+                Value::Text(text) => {
+                    about.step(text.len().saturating_mul(pattern.steps()) / 2)?;
+                    Value::Bool(pattern.is_match(text.as_bytes()))
+                }
                 _ => Value::Null,
             },
             Self::Convert(kind, inner) => convert(of(inner)?, *kind)?,
@@ -220,6 +255,16 @@ impl Expr {
         })
     }
 
+    /// With an operator behind it and what that takes, of a type.
+    pub(super) fn computed_with(self, operation: Arithmetic, kind: Kind, other: Self) -> Self {
+        let (first, mut rest) = match self {
+            Self::Compute(first, rest) => (first, rest),
+            first => (first.into(), Vec::new()),
+        };
+        rest.push((operation, kind, other));
+        Self::Compute(first, rest)
+    }
+
     /// Those directly below it.
     pub(super) fn operands_mut(&mut self) -> Vec<&mut Self> {
         match self {
@@ -229,10 +274,12 @@ impl Expr {
             | Self::Is(_, inner)
             | Self::Convert(_, inner)
             | Self::Matches { text: inner, .. } => vec![inner],
-            Self::And(one, other)
-            | Self::Or(one, other)
-            | Self::Compare(_, one, other)
-            | Self::Compute(_, _, one, other)
+            Self::And(all) | Self::Or(all) => all.iter_mut().collect(),
+            Self::Compute(first, rest) => {
+                let rest = rest.iter_mut().map(|(_, _, other)| other);
+                std::iter::once(&mut **first).chain(rest).collect()
+            }
+            Self::Compare(_, one, other)
             | Self::IsDistinct(one, other)
             | Self::Any(_, one, other)
             | Self::Like {
@@ -249,6 +296,24 @@ impl Expr {
                 .collect(),
         }
     }
+}
+
+/// Of conditions in a row, of which `decides` decides. Those behind it are not looked at.
+fn joined(
+    all: &[Expr],
+    decides: bool,
+    row: &Row,
+    about: &Surroundings<'_>,
+) -> Result<Option<bool>, ErrorReply> {
+    let mut is_known = true;
+    for one in all {
+        match truth(&one.value(row, about)?) {
+            Some(is) if is == decides => return Ok(Some(decides)),
+            Some(_) => {}
+            None => is_known = false,
+        }
+    }
+    Ok(is_known.then_some(!decides))
 }
 
 pub(super) fn truth(value: &Value) -> Option<bool> {
@@ -443,13 +508,18 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn about(session: &super::super::Session, steps: usize) -> Surroundings<'_> {
+    fn about<'a>(
+        session: &'a super::super::Session,
+        steps: usize,
+        ended: &'a CancellationToken,
+    ) -> Surroundings<'a> {
         Surroundings {
             parameters: &[],
             session,
             now: 0,
             room: Cell::new(MOST_KEPT),
             steps: Cell::new(steps),
+            ended,
         }
     }
 
@@ -460,6 +530,7 @@ mod tests {
             database: String::new(),
             version: String::new(),
         };
+        let ended = CancellationToken::new();
         for (text, pattern, is) in [
             ("", "", true),
             ("", "%", true),
@@ -475,12 +546,12 @@ mod tests {
             ("aaaa", "%a%a%b", false),
         ] {
             assert_eq!(
-                is_like(text, pattern, &about(&session, 100)).unwrap(),
+                is_like(text, pattern, &about(&session, 100, &ended)).unwrap(),
                 is,
                 "{text} {pattern}"
             );
         }
-        let about = about(&session, 1000);
+        let about = about(&session, 1000, &ended);
         assert_eq!(is_like("a", "a\\", &about).unwrap_err().code, "22025");
         // What would take the product of both lengths.
         let (text, pattern) = ("a".repeat(100), format!("%{}b", "a".repeat(50)));

@@ -66,7 +66,7 @@ impl Scalar {
             | "statement_timestamp" => Self::Now,
             "version" => Self::Version,
             "current_database" | "current_catalog" => Self::CurrentDatabase,
-            "current_user" | "session_user" | "user" => Self::CurrentUser,
+            "current_user" | "session_user" | "user" | "current_role" => Self::CurrentUser,
             "current_schema" => Self::CurrentSchema,
             "pg_is_in_recovery" => Self::InRecovery,
             "pg_advisory_unlock_all" => Self::UnlockAll,

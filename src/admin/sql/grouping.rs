@@ -7,7 +7,7 @@ use super::expr::Expr;
 use super::function::Aggregate;
 use super::plan::{GroupBy, Plan, SortBy};
 use super::planner::{Planner, folded, unsupported};
-use super::select::Outputs;
+use super::select::{Outputs, at_most_keys};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
@@ -62,6 +62,7 @@ pub(super) fn group_keys(
     if !modifiers.is_empty() {
         return Err(unsupported("ROLLUP, CUBE and the like"));
     }
+    at_most_keys(all.len(), "GROUP BY")?;
     let mut keys = Vec::with_capacity(all.len());
     for expr in all {
         let mut key = None;
@@ -129,9 +130,42 @@ fn lift(
             *expr = Expr::Column(keys.len() + place);
             Ok(())
         }
-        other => other
-            .operands_mut()
-            .into_iter()
-            .try_for_each(|operand| lift(operand, keys, aggregates, columns)),
+        other => {
+            let is_begun = begins_with_key(other, keys);
+            let operands = other.operands_mut().into_iter().skip(usize::from(is_begun));
+            operands
+                .into_iter()
+                .try_for_each(|operand| lift(operand, keys, aggregates, columns))
+        }
     }
+}
+
+/// A row of operators that begins with a key, as `a + b + c` behind `GROUP BY a + b`, begins with
+/// the key's value then. The longest key counts.
+fn begins_with_key(expr: &mut Expr, keys: &[Expr]) -> bool {
+    let begins = |key: &Expr| match (&*expr, key) {
+        (Expr::And(all), Expr::And(key)) | (Expr::Or(all), Expr::Or(key)) => {
+            all.starts_with(key).then_some(key.len())
+        }
+        (Expr::Compute(first, all), Expr::Compute(begin, key)) => {
+            (first == begin && all.starts_with(key)).then_some(key.len())
+        }
+        _ => None,
+    };
+    let all = keys.iter().enumerate();
+    let found = all.filter_map(|(place, key)| Some((begins(key)?, Expr::Column(place))));
+    let Some((length, value)) = found.max_by_key(|(length, _)| *length) else {
+        return false;
+    };
+    match expr {
+        Expr::And(all) | Expr::Or(all) => {
+            all.splice(..length, [value]);
+        }
+        Expr::Compute(first, all) => {
+            **first = value;
+            all.drain(..length);
+        }
+        _ => {}
+    }
+    true
 }

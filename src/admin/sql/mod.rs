@@ -12,10 +12,13 @@
 mod expr;
 mod function;
 mod grouping;
+#[cfg(test)]
+mod limit_tests;
 mod literal;
 mod plan;
 mod planner;
 mod select;
+mod shape;
 #[cfg(test)]
 mod tests;
 

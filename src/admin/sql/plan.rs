@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::cmp::Ordering;
 
+use tokio_util::sync::CancellationToken;
+
 use super::super::relation::{Kind, Row, Value};
 use super::expr::{Expr, MOST_KEPT, MOST_STEPS, Surroundings, is_distinct, truth};
 use super::function::Aggregate;
@@ -63,7 +65,8 @@ impl Plan {
         &self.parameters
     }
 
-    /// The answer. `rows` are those of the view, `now` is in microseconds since 1970.
+    /// The answer. `rows` are those of the view, `now` is in microseconds since 1970. The work ends
+    /// soon after `ended` is cancelled.
     ///
     /// # Errors
     /// An expression has no value, such as a division by zero.
@@ -73,6 +76,7 @@ impl Plan {
         parameters: &[Value],
         session: &Session,
         now: i64,
+        ended: &CancellationToken,
     ) -> Result<Vec<Row>, ErrorReply> {
         let about = Surroundings {
             parameters,
@@ -80,6 +84,7 @@ impl Plan {
             now,
             room: Cell::new(MOST_KEPT),
             steps: Cell::new(MOST_STEPS),
+            ended,
         };
         // As PostgreSQL, these are looked at first.
         let limit = count(
@@ -112,20 +117,21 @@ impl Plan {
         for row in &rows {
             let of = |expr: &Expr| expr.value(row, &about).and_then(|value| about.kept(value));
             let values = self.values.iter().map(of).collect::<Result<Row, _>>()?;
-            let mut keys = Row::with_capacity(self.order.len());
+            let mut keys = Row::new();
             for key in &self.order {
-                keys.push(match &key.by {
-                    SortBy::Output(index) => values.get(*index).cloned().unwrap_or(Value::Null),
-                    SortBy::Value(expr) => of(expr)?,
-                });
+                if let SortBy::Value(expr) = &key.by {
+                    keys.push(of(expr)?);
+                }
             }
             answer.push((keys, values));
         }
         if self.is_distinct {
+            about.step(sorting(answer.len(), self.values.len()))?;
             answer.sort_by(|(_, one), (_, other)| in_order(one, other));
             answer.dedup_by(|(_, one), (_, other)| is_same(one, other));
         }
-        answer.sort_by(|(one, _), (other, _)| self.order_of(one, other));
+        about.step(sorting(answer.len(), self.order.len()))?;
+        answer.sort_by(|one, other| self.order_of(one, other));
         let answer = answer.into_iter().map(|(_, values)| values);
         Ok(answer
             .skip(offset.unwrap_or(0))
@@ -133,9 +139,20 @@ impl Plan {
             .collect())
     }
 
-    fn order_of(&self, one: &Row, other: &Row) -> Ordering {
-        let keys = self.order.iter().zip(one.iter().zip(other));
-        keys.map(|(key, (one, other))| match (one.is_null(), other.is_null()) {
+    /// Of two rows, each behind its values of the keys that are no columns of the answer.
+    fn order_of(&self, one: &(Row, Row), other: &(Row, Row)) -> Ordering {
+        let mut beside = 0..;
+        let keys = self.order.iter().map(|key| {
+            let (one, other) = match key.by {
+                SortBy::Output(index) => (one.1.get(index), other.1.get(index)),
+                SortBy::Value(_) => {
+                    let place = beside.next().unwrap_or_default();
+                    (one.0.get(place), other.0.get(place))
+                }
+            };
+            (key, one.unwrap_or(&Value::Null), other.unwrap_or(&Value::Null))
+        });
+        keys.map(|(key, one, other)| match (one.is_null(), other.is_null()) {
             (true, true) => Ordering::Equal,
             (true, false) if key.nulls_first => Ordering::Less,
             (true, false) => Ordering::Greater,
@@ -161,6 +178,7 @@ impl GroupBy {
             let keys = self.keys.iter().map(of);
             keyed.push((keys.collect::<Result<Row, _>>()?, row));
         }
+        about.step(sorting(keyed.len(), self.keys.len()))?;
         keyed.sort_by(|(one, _), (other, _)| in_order(one, other));
         let mut groups: Vec<Row> = Vec::new();
         for members in keyed.chunk_by(|(one, _), (other, _)| is_same(one, other)) {
@@ -182,6 +200,7 @@ impl GroupBy {
         for aggregate in &self.aggregates {
             let mut values = Vec::new();
             for (_, row) in members {
+                about.step(1)?;
                 if let Some(filter) = &aggregate.filter
                     && truth(&filter.value(row, about)?) != Some(true)
                 {
@@ -209,6 +228,12 @@ fn filtered(rows: Vec<Row>, by: &Expr, about: &Surroundings<'_>) -> Result<Vec<R
         }
     }
     Ok(kept)
+}
+
+/// The steps to sort rows by so many keys.
+fn sorting(rows: usize, keys: usize) -> usize {
+    let rounds = usize::BITS - rows.leading_zeros();
+    rows.saturating_mul(keys).saturating_mul(rounds as usize)
 }
 
 /// Any order in which equal rows are neighbours; null is last.

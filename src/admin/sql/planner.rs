@@ -3,6 +3,8 @@
 mod calls;
 mod operators;
 
+use std::fmt;
+
 use sqlparser::ast::{
     self, CaseWhen, CastKind, CeilFloorKind, DataType, DateTimeField, Ident, InTarget, Interval, TypedString,
     UnaryOperator,
@@ -18,9 +20,16 @@ use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 use operators::wider;
 
-/// How deep expressions may be. A stack of 2 MiB holds more, also without optimization.
+/// How deep expressions may be, where a row of AND, of OR or of arithmetic is one expression. A
+/// stack of 2 MiB holds more, also without optimization.
 const MAX_DEPTH: u32 = 40;
 pub(crate) const MAX_PARAMETERS: usize = 100;
+/// What a query may become: an expression counts as one, and what it holds beside. What `BETWEEN`
+/// and `CASE` compare is there more than once, and in each other that doubles with each level. Ten
+/// thousand words stay below it.
+const MAX_SIZE: usize = 20_000;
+/// Bytes of a text that count as one expression.
+const TEXT_PER_SIZE: usize = 32;
 
 /// An expression with its type; `None` for a literal in quotes, `NULL`, and a parameter whose type
 /// nothing says yet.
@@ -59,6 +68,8 @@ pub(super) struct Planner {
     /// The clause that is read, if it may not have aggregates.
     pub(super) without_aggregates: Option<&'static str>,
     depth: u32,
+    /// Of everything that was planned.
+    size: usize,
 }
 
 impl Planner {
@@ -73,6 +84,7 @@ impl Planner {
             parameters,
             without_aggregates: None,
             depth: 0,
+            size: 0,
         }
     }
 
@@ -80,14 +92,30 @@ impl Planner {
         if self.depth == MAX_DEPTH {
             return Err(ErrorReply::error(
                 SqlState::STATEMENT_TOO_COMPLEX,
-                "an expression of this query is too deep for the console",
+                format!("an expression of this query is deeper than {MAX_DEPTH}, the console's limit"),
             )
-            .hint("IN (…) and = ANY (…) say what a long row of OR says."));
+            .hint("Use fewer casts and comparisons one behind the other."));
         }
+        self.grow(1)?;
         self.depth += 1;
         let planned = self.planned(expr);
         self.depth -= 1;
         planned
+    }
+
+    fn grow(&mut self, by: usize) -> Result<(), ErrorReply> {
+        self.size = self.size.saturating_add(by);
+        if self.size <= MAX_SIZE {
+            return Ok(());
+        }
+        Err(ErrorReply::error(
+            SqlState::STATEMENT_TOO_COMPLEX,
+            format!("this query becomes more than {MAX_SIZE} expressions, the console's limit"),
+        )
+        .hint(
+            "What BETWEEN compares counts twice, what CASE compares once for each WHEN, and long texts and regular \
+             expressions by their length: use shorter ones.",
+        ))
     }
 
     fn planned(&mut self, expr: &ast::Expr) -> Planned {
@@ -129,7 +157,7 @@ impl Planner {
             } => {
                 let least = self.compare(expr, Comparison::GreaterOrEqual, low)?;
                 let most = self.compare(expr, Comparison::LessOrEqual, high)?;
-                Ok(negate(*negated, Expr::And(least.into(), most.into())))
+                Ok(negate(*negated, Expr::And(vec![least, most])))
             }
             Read::Like {
                 negated,
@@ -200,11 +228,14 @@ impl Planner {
                 else_result,
                 ..
             } => self.case(operand.as_deref(), conditions, else_result.as_deref()),
-            _ => Err(unsupported(&format!("this expression: {}", excerpt(expr)))),
+            _ => Err(match excerpt(expr) {
+                Some(text) => unsupported(&format!("this expression: {text}")),
+                None => unsupported("an expression of this query"),
+            }),
         }
     }
 
-    fn column(&self, names: &[Ident]) -> Planned {
+    fn column(&mut self, names: &[Ident]) -> Planned {
         let (view, name) = match names {
             [name] => (None, name),
             [view, name] => (Some(folded(view)), name),
@@ -218,20 +249,26 @@ impl Planner {
                 format!("missing FROM-clause entry for table \"{view}\""),
             ));
         }
+        let is_bare = names.len() == 1 && name.quote_style.is_none();
         let name = folded(name);
         let found = self.columns.iter().position(|column| column.name == name);
+        // The parser knows the others of its kind as calls.
+        if found.is_none() && is_bare && name == "current_role" {
+            return self.call(Scalar::CurrentUser, &name, &[]);
+        }
         let Some(index) = found else {
             let reply = ErrorReply::error(
                 SqlState::UNDEFINED_COLUMN,
                 format!("column \"{name}\" does not exist"),
             );
+            let quotes = format!("A text stands in single quotes: '{}'.", name.replace('\'', "''"));
             return Err(match &self.view {
                 Some(view) if !self.columns.is_empty() => {
                     let names: Vec<&str> = self.columns.iter().map(|column| column.name).collect();
-                    reply.hint(format!("{view} has: {}.", names.join(", ")))
+                    reply.hint(format!("{quotes} {view} has: {}.", names.join(", ")))
                 }
                 Some(_) => reply,
-                None => reply.hint("The query has no FROM: \\d lists the views."),
+                None => reply.hint(format!("{quotes} The query has no FROM: \\d lists the views.")),
             });
         };
         Ok(Typed::new(Expr::Column(index), self.columns[index].kind))
@@ -248,9 +285,13 @@ impl Planner {
             ast::Value::Null => unknown(Value::Null),
             ast::Value::Boolean(is) => Ok(Typed::boolean(Expr::Constant(Value::Bool(*is)))),
             ast::Value::SingleQuotedString(text) | ast::Value::EscapedStringLiteral(text) => {
+                self.grow(text.len() / TEXT_PER_SIZE)?;
                 unknown(Value::text(text))
             }
-            ast::Value::DollarQuotedString(text) => unknown(Value::text(&text.value)),
+            ast::Value::DollarQuotedString(text) => {
+                self.grow(text.value.len() / TEXT_PER_SIZE)?;
+                unknown(Value::text(&text.value))
+            }
             ast::Value::Number(digits, false) => numeral("", digits),
             ast::Value::Placeholder(name) => {
                 let number = name.strip_prefix('$').and_then(|number| number.parse().ok());
@@ -294,7 +335,7 @@ impl Planner {
                     Kind::Float8 => Value::Float(-0.0),
                     _ => Value::Int(0),
                 });
-                let negated = Expr::Compute(Arithmetic::Subtract, kind, zero.into(), expr.into());
+                let negated = zero.computed_with(Arithmetic::Subtract, kind, expr);
                 Ok(Typed::new(negated, kind))
             }
             _ => Err(unsupported(&format!("the operator {op}"))),
@@ -459,7 +500,8 @@ fn number(inner: Typed, sign: &str) -> Planned {
 
 /// The types of casts, as PostgreSQL and the standard name them.
 pub(super) fn kind_of(data_type: &DataType) -> Result<Kind, ErrorReply> {
-    let name = data_type.to_string().to_ascii_lowercase();
+    let name = excerpt(data_type).unwrap_or_else(|| "of this form".to_owned());
+    let name = name.to_ascii_lowercase();
     let name = name.strip_prefix("pg_catalog.").unwrap_or(&name);
     Ok(match name {
         "bool" | "boolean" => Kind::Bool,
@@ -486,10 +528,43 @@ pub(super) fn folded(name: &Ident) -> String {
     }
 }
 
-/// The beginning of its text, for a message.
-fn excerpt(expr: &ast::Expr) -> String {
-    let text = expr.to_string();
-    text.chars().take(60).collect()
+/// The beginning of its text, for a message; `None` for what is large. To write it takes much
+/// stack for each level, and a row of operators has as many levels as operators.
+pub(super) fn excerpt(part: &(impl fmt::Display + fmt::Debug)) -> Option<String> {
+    /// Room for so many bytes.
+    struct Room(usize);
+
+    impl fmt::Write for Room {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 = self.0.checked_sub(text.len()).ok_or(fmt::Error)?;
+            Ok(())
+        }
+    }
+
+    // Unlike its text, this begins with the uppermost level, and ends as soon as there is no room.
+    fmt::write(&mut Room(1000), format_args!("{part:?}")).ok()?;
+    Some(part.to_string().chars().take(60).collect())
+}
+
+/// A text where a name is expected, which the parser lets through.
+///
+/// # Errors
+/// It is one.
+pub(super) fn is_no_text(name: &Ident) -> Result<(), ErrorReply> {
+    if name.quote_style == Some('\'') {
+        Err(text_for_name(&name.value))
+    } else {
+        Ok(())
+    }
+}
+
+/// A text in single quotes stands where a name is expected.
+pub(super) fn text_for_name(text: &str) -> ErrorReply {
+    ErrorReply::error(
+        SqlState::SYNTAX_ERROR,
+        format!("'{text}' is a text, and a name is expected"),
+    )
+    .hint(format!("Names stand in double quotes, or in none: \"{text}\"."))
 }
 
 /// What the console does not read.

@@ -6,22 +6,24 @@ use sqlparser::ast::{
     WildcardAdditionalOptions,
 };
 use sqlparser::dialect::PostgreSqlDialect;
-use sqlparser::parser::Parser;
-use sqlparser::tokenizer::{Token, Tokenizer};
+use sqlparser::parser::{Parser, ParserError};
 
 use super::super::relation::{Column, Kind, Value};
 use super::expr::Expr;
 use super::grouping::group_keys;
 use super::plan::{Plan, SortBy, SortKey};
-use super::planner::{Planner, Typed, folded, function_name, unsupported};
+use super::planner::{
+    Planner, Typed, excerpt, folded, function_name, is_no_text, text_for_name, unsupported,
+};
+use super::shape;
 use super::{Catalog, OutputColumn};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
 
-/// Words and signs of a query. What is read of them takes memory and stack in proportion.
-const MAX_TOKENS: usize = 1000;
-/// How deep what the parser calls itself for may be, such as parentheses.
-const MAX_NESTING: usize = 25;
+/// What the parser calls itself for beside [`shape::MAX_NESTING`]: the statement, the query, the
+/// expression itself, and the word in the middle.
+const AROUND: usize = 4;
+/// Columns of an answer, and keys of ORDER BY and GROUP BY.
 const MAX_OUTPUTS: usize = 200;
 
 impl Plan {
@@ -82,31 +84,32 @@ impl Plan {
 
 /// One statement that is a query, of limited size.
 fn read(text: &str) -> Result<Query, ErrorReply> {
-    let syntax = |what: String| ErrorReply::error(SqlState::SYNTAX_ERROR, what);
-    let dialect = PostgreSqlDialect {};
-    let tokens = Tokenizer::new(&dialect, text)
-        .tokenize_with_location()
-        .map_err(|fault| syntax(fault.to_string()))?;
-    let words = tokens
-        .iter()
-        .filter(|token| !matches!(token.token, Token::Whitespace(_)));
-    if words.count() > MAX_TOKENS {
-        return Err(ErrorReply::error(
-            SqlState::STATEMENT_TOO_COMPLEX,
-            format!("a query of the console has at most {MAX_TOKENS} words and signs"),
-        ));
-    }
-    let mut statements = Parser::new(&dialect)
-        .with_recursion_limit(MAX_NESTING)
+    let tokens = shape::tokens(text)?;
+    let mut statements = Parser::new(&PostgreSqlDialect {})
+        .with_recursion_limit(AROUND + shape::MAX_NESTING)
         .with_tokens_with_locations(tokens)
         .parse_statements()
-        .map_err(|fault| syntax(fault.to_string()))?
+        .map_err(|fault| unreadable(&fault))?
         .into_iter();
     match (statements.next(), statements.next()) {
         (Some(Statement::Query(query)), None) => Ok(*query),
         (_, Some(_)) => Err(unsupported("several commands in one query")),
         _ => Err(unsupported("this command")),
     }
+}
+
+/// The parser's error in PostgreSQL's words.
+fn unreadable(fault: &ParserError) -> ErrorReply {
+    if *fault == ParserError::RecursionLimitExceeded {
+        return shape::too_nested();
+    }
+    let text = fault.to_string();
+    let what = text.strip_prefix("sql parser error: ").unwrap_or(&text);
+    let reply = ErrorReply::error(SqlState::SYNTAX_ERROR, format!("syntax error: {what}"));
+    if what.contains("found: '") {
+        return reply.hint("Names stand in double quotes, or in none; texts in single quotes.");
+    }
+    reply
 }
 
 /// What is left when everything that is read here is taken away: nothing.
@@ -212,12 +215,22 @@ fn from(tables: &[TableWithJoins], catalog: Catalog<'_>) -> Result<From, ErrorRe
         return Err(unsupported("what stands in FROM"));
     }
     let parts: Option<Vec<String>> = name.0.iter().map(|part| part.as_ident().map(folded)).collect();
+    for part in name.0.iter().filter_map(|part| part.as_ident()) {
+        is_no_text(part)?;
+    }
     let view = match parts.as_deref() {
         Some([view]) => view.clone(),
         Some([schema, view]) if is_schema_of(schema, view) => view.clone(),
         _ => return Err(no_view(&name.to_string())),
     };
-    let columns = catalog(&view).ok_or_else(|| no_view(&view))?;
+    let columns = catalog(&view).ok_or_else(|| {
+        // The plural, as all views with many rows have it.
+        let plural = format!("{view}s");
+        match catalog(&plural) {
+            Some(_) => no_view(&view).hint(format!("There is {plural}. \\d lists the views.")),
+            None => no_view(&view),
+        }
+    })?;
     let alias = match alias {
         None => view.clone(),
         Some(TableAlias {
@@ -225,7 +238,10 @@ fn from(tables: &[TableWithJoins], catalog: Catalog<'_>) -> Result<From, ErrorRe
             name,
             columns,
             at: None,
-        }) if columns.is_empty() => folded(name),
+        }) if columns.is_empty() => {
+            is_no_text(name)?;
+            folded(name)
+        }
         Some(_) => return Err(unsupported("new names for the columns of a view")),
     };
     Ok((Some(view), Some(alias), columns))
@@ -246,8 +262,21 @@ fn no_view(name: &str) -> ErrorReply {
         SqlState::UNDEFINED_TABLE,
         format!("relation \"{name}\" does not exist"),
     )
-    .hint("\\d lists the views.")
+    .hint(match THEIRS.iter().find(|(theirs, _)| *theirs == name) {
+        Some((_, ours)) => format!("The console has {ours} for it. \\d lists the views."),
+        None => "\\d lists the views.".to_owned(),
+    })
 }
+
+/// PostgreSQL's views that tools and people ask for, and the console's that are nearest.
+const THEIRS: &[(&str, &str)] = &[
+    ("pg_stat_activity", "sessions"),
+    ("pg_stat_database", "stats"),
+    ("pg_stat_replication", "members"),
+    ("pg_stat_ssl", "sessions"),
+    ("pg_settings", "config"),
+    ("pg_file_settings", "config"),
+];
 
 /// What stands between SELECT and FROM.
 pub(super) struct Outputs {
@@ -268,6 +297,7 @@ impl Outputs {
                     all.push(planner, name_of(expr), typed)?;
                 }
                 SelectItem::ExprWithAlias { expr, alias } => {
+                    is_no_text(alias)?;
                     let typed = planner.expr(expr)?;
                     all.push(planner, folded(alias), typed)?;
                 }
@@ -296,7 +326,10 @@ impl Outputs {
                         "SELECT * with no tables specified is not valid",
                     ));
                 }
-                _ => return Err(unsupported(&format!("{item} between SELECT and FROM"))),
+                _ => {
+                    let what = excerpt(item).unwrap_or_else(|| "something".to_owned());
+                    return Err(unsupported(&format!("{what} between SELECT and FROM")));
+                }
             }
         }
         Ok(all)
@@ -368,6 +401,7 @@ impl Outputs {
                     })
             }
             ast::Value::Placeholder(_) => Ok(None),
+            ast::Value::SingleQuotedString(text) => Err(text_for_name(text)),
             _ => Err(ErrorReply::error(
                 SqlState::SYNTAX_ERROR,
                 format!("non-integer constant in {clause}"),
@@ -423,12 +457,25 @@ fn name_of(expr: &ast::Expr) -> String {
     }
 }
 
+/// # Errors
+/// There are more keys than a query may have.
+pub(super) fn at_most_keys(count: usize, clause: &str) -> Result<(), ErrorReply> {
+    if count <= MAX_OUTPUTS {
+        return Ok(());
+    }
+    Err(ErrorReply::error(
+        SqlState::STATEMENT_TOO_COMPLEX,
+        format!("{clause} of the console has at most {MAX_OUTPUTS} keys"),
+    ))
+}
+
 fn sort_keys(
     planner: &mut Planner,
     order: &[OrderByExpr],
     outputs: &Outputs,
     is_distinct: bool,
 ) -> Result<Vec<SortKey>, ErrorReply> {
+    at_most_keys(order.len(), "ORDER BY")?;
     let mut keys = Vec::with_capacity(order.len());
     for OrderByExpr {
         expr,

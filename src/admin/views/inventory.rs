@@ -177,15 +177,3 @@ pub struct PeerView {
     /// The version of the peer protocol in which it answers.
     pub protocol_version: Option<u8>,
 }
-
-/// What the sessions of a database have moved since the process started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DatabaseView {
-    /// As clients asked for it.
-    pub database: String,
-    /// Those that have begun.
-    pub sessions: u64,
-    pub bytes_up: u64,
-    pub bytes_down: u64,
-    pub transactions: u64,
-}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::options::OptionError;
 use super::regex::PatternError;
 use crate::wire::startup::MAX_NAME;
-use crate::wire::text::is_unsafe;
+use crate::wire::text::escape_unsafe;
 
 /// One error, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,13 +93,5 @@ pub(crate) fn shown(text: &[u8]) -> String {
 /// The name of a file as an error, a log line and an answer may show it: the file that includes it
 /// may contain anything.
 pub(crate) fn shown_path(path: &Path) -> String {
-    let mut shown = String::new();
-    for c in path.to_string_lossy().chars() {
-        if is_unsafe(c) {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+    escape_unsafe(&path.to_string_lossy())
 }

@@ -76,6 +76,7 @@ pub struct Pattern {
     source: Bytes,
     regex: Regex,
     group: Result<(), PatternError>,
+    steps: usize,
 }
 
 impl PartialEq for Pattern {
@@ -104,7 +105,8 @@ impl Pattern {
         if parser.at < source.len() {
             return Err(PatternError::Parentheses);
         }
-        if node.steps() > MAX_STEPS {
+        let steps = node.steps();
+        if steps > MAX_STEPS {
             return Err(PatternError::TooLarge);
         }
         let mut text = String::new();
@@ -119,7 +121,14 @@ impl Pattern {
             source: Bytes::copy_from_slice(source),
             regex,
             group: node.certain_group(),
+            steps,
         })
+    }
+
+    /// The single-byte steps it has when its repetitions are written out. Each byte of a text may
+    /// have to be compared with each of them.
+    pub fn steps(&self) -> usize {
+        self.steps
     }
 
     /// As written, without the `/`.

@@ -8,9 +8,6 @@ use crate::cli::check::{certificates, unix_now};
 use crate::cluster::examine::Finding;
 use crate::config::Config;
 
-/// A certificate that ends within this time is remarked.
-const SOON_DAYS: i64 = 30;
-
 /// The files, as they are shown.
 pub(super) fn paths(config: &Config) -> Vec<String> {
     let all = certificates(config).into_iter();
@@ -29,15 +26,13 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
         } else {
             leaf.names.join(", ")
         };
-        findings.push(if days < SOON_DAYS {
-            Finding::remark(
-                what.clone(),
-                format!("expires in {days} days, on {until}"),
-                "renew it; the router reads the new file by itself",
-            )
-        } else {
-            Finding::good(what.clone(), format!("{names}; {days} days left, until {until}"))
-        });
+        findings.push(Finding::of_certificate(
+            what.clone(),
+            &format!("{names}; "),
+            days,
+            &until,
+            "renew it; the router reads the new file by itself",
+        ));
         if leaf.names.is_empty()
             && matches!(
                 unit,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::place::Place;
 use super::read_small;
+use crate::cli::words::counted;
 use crate::cluster::examine::Finding;
 use crate::config::Config;
 use crate::{listen, runtime};
@@ -117,13 +118,20 @@ fn local_ports(config: &Config) -> Option<Finding> {
     Some(if wanted > ports {
         Finding::remark(
             what,
-            format!("{shown}: {ports} ports, and the router may open {wanted} connections to one member"),
+            format!(
+                "{shown}: {}, and the router may open {} to one member",
+                counted(ports, "port"),
+                counted(wanted, "connection")
+            ),
             "run `sysctl -w net.ipv4.ip_local_port_range=\"10000 65535\"`, use pools, or lower limits.max_clients",
         )
     } else {
         Finding::good(
             what,
-            format!("{shown}, enough for {wanted} connections to one member"),
+            format!(
+                "{shown}, enough for {} to one member",
+                counted(wanted, "connection")
+            ),
         )
     })
 }
@@ -137,8 +145,9 @@ fn tracked_connections(config: &Config) -> Option<Finding> {
         Finding::remark(
             what,
             format!(
-                "{most}, and {} clients have {wanted} connections",
-                config.limits.max_clients
+                "{most}, and {} may have {}",
+                counted(config.limits.max_clients, "client"),
+                counted(wanted, "connection")
             ),
             format!("run `sysctl -w net.netfilter.nf_conntrack_max={}`", wanted * 2),
         )
@@ -154,11 +163,18 @@ fn workers(config: &Config) -> Finding {
     if workers > processors {
         return Finding::remark(
             what,
-            format!("{workers} workers, and this process may use {processors} processors"),
+            format!(
+                "{}, and this process may use {}",
+                counted(workers, "worker"),
+                counted(processors, "processor")
+            ),
             "leave workers out: the default is half of the processors",
         );
     }
-    Finding::good(what, format!("{workers}, with {processors} processors"))
+    Finding::good(
+        what,
+        format!("{workers}, with {}", counted(processors, "processor")),
+    )
 }
 
 /// What keeps the clock tells it in files; other programs are not asked.

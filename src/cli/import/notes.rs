@@ -2,6 +2,8 @@
 
 use indexmap::IndexSet;
 
+use crate::wire::text::is_unsafe;
+
 /// One line of the list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Note {
@@ -39,12 +41,12 @@ impl Notes {
         // The text is not trusted, and goes to a terminal and into comments.
         let one_line = |text: &str| -> String {
             let shown = text.chars().take(200);
-            shown.map(|c| if c.is_control() { '?' } else { c }).collect()
+            shown.map(|c| if is_unsafe(c) { '?' } else { c }).collect()
         };
         self.0.insert(Note {
             line,
             what: one_line(what),
-            why: why.replace(|c: char| c.is_control(), "?"),
+            why: why.replace(is_unsafe, "?"),
             weight,
         });
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::Mode;
 use super::notes::Notes;
 use crate::config::ListenerTls;
+use crate::wire::text::is_unsafe;
 
 /// Keys with values that are YAML already.
 pub(super) type Settings = Vec<(&'static str, String)>;
@@ -457,7 +458,7 @@ pub(super) fn scalar(text: &str) -> String {
                 quoted.push('\\');
                 quoted.push(c);
             }
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') => {
+            c if is_unsafe(c) => {
                 let _ = write!(quoted, "\\U{:08X}", u32::from(c));
             }
             c => quoted.push(c),

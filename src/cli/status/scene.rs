@@ -49,6 +49,7 @@ pub(in crate::cli) fn sound() -> Seen {
             json!({"number": 2, "time_ms": 1_764_457_201_123_u64, "level": "warn", "text": "db9 is down: no",
                    "event": "member_down", "cluster": "main", "member": "db9"}),
         ],
+        health: None,
     }
 }
 

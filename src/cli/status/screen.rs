@@ -7,10 +7,11 @@ use time::OffsetDateTime;
 
 use super::seen::{ClusterSeen, Seen};
 use super::verdict::{Verdict, Wellness};
-use crate::admin::{HoldView, MemberView, PoolView, RouteView};
+use crate::admin::{HoldView, MemberView, PoolView, RouteView, event_subject};
 use crate::cli::screen::{Line, Mood, wrapped};
 use crate::cli::table::Table;
 use crate::cli::tables::{age, bytes};
+use crate::cli::words::counted;
 
 /// Lines of problems, pools and events.
 const PROBLEMS: usize = 4;
@@ -29,13 +30,16 @@ pub(in crate::cli) fn lines(seen: &Seen, verdict: &Verdict, width: usize) -> Vec
             .iter()
             .map(|text| Line::new(mood, text)),
     );
-    for problem in verdict.problems.iter().skip(1).take(PROBLEMS) {
-        lines.push(Line::new(mood, &format!("  also: {}", problem.text)));
+    for problem in verdict.others().take(PROBLEMS) {
+        lines.push(Line::new(mood, &format!("  also: {problem}")));
     }
     let router = &seen.router;
     lines.push(Line::plain(&format!(
-        "router {}, {} sessions, process {}, version {}",
-        router.state, router.sessions, router.process_id, router.version
+        "router {}, {}, process {}, version {}",
+        router.state,
+        counted(router.sessions, "session"),
+        router.process_id,
+        router.version
     )));
     for cluster in &seen.clusters {
         lines.push(cluster_line(seen, cluster));
@@ -57,8 +61,11 @@ fn cluster_line(seen: &Seen, cluster: &ClusterSeen) -> Line {
     let about = &cluster.about;
     let text = match &about.leader {
         Some(leader) => {
-            let since = seen.leader_since(&about.name, &leader.member);
-            let since = since.map(|since| format!(", for {}", age(unix_ms().saturating_sub(since) / 1000)));
+            let since = seen.leader_since(&about.name, leader).map(|since| {
+                let least = if since.is_exact { "" } else { "at least " };
+                let seconds = unix_ms().saturating_sub(since.at_ms) / 1000;
+                format!(", for {least}{}", age(seconds))
+            });
             format!(
                 "cluster {}: leader {}, timeline {}{}",
                 about.name,
@@ -167,7 +174,7 @@ fn pools(pools: &[PoolView]) -> Vec<Line> {
             pool.database.clone(),
             sum(pool, |member| member.idle).to_string(),
             sum(pool, |member| member.leased).to_string(),
-            pool.max_connections.to_string(),
+            or_dash(pool.max_connections.as_ref()),
             pool.waiting.to_string(),
             format!("{}ms", pool.longest_wait_ms),
         ]);
@@ -187,32 +194,6 @@ fn pools(pools: &[PoolView]) -> Vec<Line> {
     lines
 }
 
-/// What an event is about and who asked for it, as ` member=db1 by=…`, where its text does not say
-/// so.
-fn about(event: &Value, text: &str) -> String {
-    let keys = [
-        "member",
-        "route",
-        "session",
-        "state",
-        "weight",
-        "leader",
-        "candidate",
-        "why",
-        "how",
-        "by",
-    ];
-    let shown = keys.iter().filter_map(|key| {
-        let value = match &event[*key] {
-            Value::String(value) => value.clone(),
-            Value::Number(value) => value.to_string(),
-            _ => return None,
-        };
-        (!text.contains(&value)).then(|| format!(" {key}={value}"))
-    });
-    shown.collect()
-}
-
 /// `03:12:44 warn db1 is down: …`
 pub(in crate::cli) fn event_line(event: &Value, lead: &str) -> Line {
     let level = event["level"].as_str().unwrap_or_default();
@@ -227,7 +208,10 @@ pub(in crate::cli) fn event_line(event: &Value, lead: &str) -> Line {
         None => String::new(),
     };
     let text = event["text"].as_str().unwrap_or_default();
-    let about = about(event, text);
+    let about = match event_subject(event, text) {
+        about if about.is_empty() => about,
+        about => format!(" {about}"),
+    };
     Line::new(mood, &format!("{lead}{at} {level:<5} {text}{about}{cluster}"))
 }
 
@@ -260,6 +244,7 @@ fn with_moods(table: &Table, moods: impl Iterator<Item = Mood>) -> Vec<Line> {
 #[cfg(test)]
 mod tests {
     use super::super::scene::sound;
+    use super::super::seen::Since;
     use super::*;
 
     #[test]
@@ -306,17 +291,46 @@ mod tests {
     }
 
     #[test]
-    fn how_long_the_leader_is_there_is_told_if_the_events_go_back_so_far() {
+    fn how_long_the_leader_leads_is_never_told_as_more_than_is_known() {
         let mut seen = sound();
-        assert_eq!(seen.leader_since("main", "db1"), None);
-        let change = |member: &str, at: u64| serde_json::json!({"number": 3, "time_ms": at, "event": "leader_changed", "cluster": "main", "member": member});
-        seen.events.push(change("db1", 5));
-        assert_eq!(seen.leader_since("main", "db1"), Some(5));
-        seen.events.push(change("db2", 6));
-        assert_eq!(
-            seen.leader_since("main", "db1"),
-            None,
-            "another one was the last to change"
+        let mut number = 10;
+        let leader = seen.clusters[0].about.leader.clone().expect("a leader");
+        let since = |at_ms, is_exact| Some(Since { at_ms, is_exact });
+        assert_eq!(seen.leader_since("main", &leader), None);
+        let mut event = |kind: &str, member: &str, timeline: u32, at: u64| {
+            number += 1;
+            serde_json::json!({"number": number, "time_ms": at, "event": kind, "cluster": "main", "member": member,
+                "timeline": timeline, "level": "info", "text": kind})
+        };
+        // After a start of the router it may have led for days.
+        seen.events.push(event("leader_changed", "db1", 3, 5));
+        assert_eq!(seen.leader_since("main", &leader), since(5, false));
+        let screen = lines(&seen, &Verdict::of(&seen), 80);
+        assert!(
+            screen.iter().any(|line| line
+                .text
+                .starts_with("cluster main: leader db1, timeline 3, for at least ")),
+            "{screen:?}"
         );
+        // It was not heard of for a moment.
+        seen.events.push(event("leader_lost", "db1", 3, 6));
+        seen.events.push(event("leader_changed", "db1", 3, 7));
+        assert_eq!(seen.leader_since("main", &leader), since(5, false));
+        // Another one led in between.
+        seen.events.push(event("leader_changed", "db2", 4, 8));
+        assert_eq!(
+            seen.leader_since("main", &leader),
+            None,
+            "the router says otherwise"
+        );
+        seen.events.push(event("leader_changed", "db1", 3, 9));
+        assert_eq!(seen.leader_since("main", &leader), since(9, true));
+        // Of an earlier leader only the end is kept.
+        seen.events.retain(|event| event["number"].as_u64() > Some(14));
+        seen.events.insert(0, event("leader_lost", "db2", 2, 8));
+        assert_eq!(seen.leader_since("main", &leader), since(9, true));
+        // The same one on a timeline before.
+        seen.events.insert(1, event("leader_changed", "db1", 2, 8));
+        assert_eq!(seen.leader_since("main", &leader), since(9, true));
     }
 }

@@ -3,115 +3,41 @@
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
-use super::seen::{ClusterSeen, Seen};
-use crate::admin::MemberView;
+use super::seen::Seen;
+pub(in crate::cli) use crate::admin::Wellness;
+use crate::admin::{HealthView, ProblemView};
+use crate::cli::words::counted;
 
-/// A session that waits longer for a server connection is worth a word.
-const LONG_WAIT_MS: u64 = 1000;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::cli) enum Wellness {
-    Well,
-    /// Clients are served, and something is not as it should be.
-    Degraded,
-    /// Clients of a route find no server.
-    NoService,
-}
-
-impl Wellness {
-    pub(in crate::cli) fn word(self) -> &'static str {
-        match self {
-            Self::Well => "well",
-            Self::Degraded => "degraded",
-            Self::NoService => "no service",
-        }
-    }
-
-    pub(in crate::cli) fn code(self) -> ExitCode {
-        ExitCode::from(match self {
-            Self::Well => 0,
-            Self::Degraded => 1,
-            Self::NoService => 2,
-        })
-    }
-}
-
-/// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::cli) struct Problem {
-    pub(in crate::cli) severity: Wellness,
-    pub(in crate::cli) text: String,
-}
+/// The newest events, in the document.
+const EVENTS: usize = 200;
 
 /// What is wrong, the worst first.
 pub(in crate::cli) struct Verdict {
-    pub(in crate::cli) problems: Vec<Problem>,
+    pub(in crate::cli) problems: Vec<ProblemView>,
+    wellness: Wellness,
+}
+
+pub(in crate::cli) fn code(wellness: Wellness) -> ExitCode {
+    ExitCode::from(match wellness {
+        Wellness::Well => 0,
+        Wellness::Degraded => 1,
+        Wellness::NoService => 2,
+    })
 }
 
 impl Verdict {
     pub(in crate::cli) fn of(seen: &Seen) -> Self {
-        let mut problems = Vec::new();
-        let mut add = |severity, text: String| problems.push(Problem { severity, text });
-        if seen.router.state != "ready" {
-            let why = seen
-                .router
-                .reason
-                .as_ref()
-                .map(|why| format!(": {why}"))
-                .unwrap_or_default();
-            add(
-                Wellness::Degraded,
-                format!("the router is not ready ({}){why}", seen.router.state),
-            );
+        let HealthView { result, problems } = seen.health();
+        Self {
+            problems,
+            wellness: result,
         }
-        for route in &seen.routes {
-            let name = &route.name;
-            if route.admin == "disabled" {
-                add(
-                    Wellness::Degraded,
-                    format!("route {name} is disabled (`trunkline enable {name}`)"),
-                );
-            } else if let Some(left) = route.paused_s {
-                add(
-                    Wellness::Degraded,
-                    format!("route {name} is paused for another {left} s (`trunkline unpause {name}`)"),
-                );
-            } else if let Some(hold) = &route.hold {
-                add(Wellness::Degraded, hold.in_words());
-            } else if route.members.is_empty() {
-                let why = no_member(seen, route.cluster.as_deref(), name);
-                add(
-                    Wellness::NoService,
-                    format!("no member can serve route {name}{why}"),
-                );
-            }
-        }
-        for cluster in &seen.clusters {
-            of_cluster(cluster, &mut add);
-        }
-        for pool in &seen.pools {
-            if pool.waiting > 0 && pool.longest_wait_ms > LONG_WAIT_MS {
-                add(
-                    Wellness::Degraded,
-                    format!(
-                        "{} of {} of route {} to {} wait for a server connection, the longest for {} ms",
-                        counted(pool.waiting, "session"),
-                        pool.user,
-                        pool.route,
-                        pool.database,
-                        pool.longest_wait_ms
-                    ),
-                );
-            }
-        }
-        problems.sort_by_key(|problem: &Problem| std::cmp::Reverse(problem.severity));
-        Self { problems }
     }
 
     pub(in crate::cli) fn wellness(&self) -> Wellness {
-        let severities = self.problems.iter().map(|problem| problem.severity);
-        severities.max().unwrap_or(Wellness::Well)
+        self.wellness
     }
 
     /// One sentence.
@@ -121,20 +47,20 @@ impl Verdict {
             Wellness::Degraded => "NOT WELL",
             Wellness::NoService => "NO SERVICE",
         };
-        let first = &self.problems[0].text;
+        let first = told(&self.problems[0]);
         match self.problems.len() - 1 {
             0 => format!("{lead}: {first}"),
             more => format!("{lead}: {first}; and {} more", counted(more, "problem")),
         }
     }
 
+    /// Those behind the first one, in words.
+    pub(in crate::cli) fn others(&self) -> impl Iterator<Item = String> {
+        self.problems.iter().skip(1).map(told)
+    }
+
     /// The keys are promised in docs/looking.md.
     pub(in crate::cli) fn document(&self, seen: &Seen) -> Value {
-        let problems: Vec<Value> = self
-            .problems
-            .iter()
-            .map(|problem| json!({"severity": problem.severity.word(), "text": problem.text}))
-            .collect();
         let clusters: Vec<Value> = seen
             .clusters
             .iter()
@@ -146,99 +72,32 @@ impl Verdict {
             .collect();
         json!({
             "result": self.wellness().word(),
-            "problems": problems,
+            "problems": self.problems,
             "router": seen.router,
             "clusters": clusters,
             "routes": seen.routes,
             "pools": seen.pools,
             "holds": seen.holds,
-            "events": seen.events,
+            "events": seen.events[seen.events.len().saturating_sub(EVENTS)..],
         })
     }
 }
 
-fn of_cluster(cluster: &ClusterSeen, add: &mut dyn FnMut(Wellness, String)) {
-    let name = &cluster.about.name;
-    if cluster.about.leader.is_none() {
-        let why = cluster
-            .about
-            .no_leader
-            .as_ref()
-            .map(|why| format!(": {why}"))
-            .unwrap_or_default();
-        add(Wellness::Degraded, format!("cluster {name} has no leader{why}"));
-    }
-    if let Some(why) = &cluster.about.source.error {
-        add(
-            Wellness::Degraded,
-            format!("cluster {name}: the list of members may be out of date: {why}"),
-        );
-    }
-    if let Some(how) = &cluster.about.source.disagreement {
-        add(Wellness::Degraded, format!("cluster {name}: {how}"));
-    }
-    if cluster.about.paused {
-        let text =
-            format!("cluster {name}: Patroni is paused, so it does not fail over (`patronictl resume`)");
-        add(Wellness::Degraded, text);
-    }
-    for member in &cluster.members {
-        if let Some(text) = unwell(member) {
-            add(Wellness::Degraded, text);
-        }
-    }
+/// With since when, where that is known.
+fn told(problem: &ProblemView) -> String {
+    problem.told(problem.since_ms.and_then(moment).as_deref())
 }
 
-fn unwell(member: &MemberView) -> Option<String> {
-    let name = &member.name;
-    let status = member.status.to_string();
-    match (member.admin.as_str(), status.as_str()) {
-        ("maint", _) => return Some(format!("{name} is in maintenance (`trunkline ready {name}`)")),
-        ("drain", _) => return Some(format!("{name} is drained (`trunkline ready {name}`)")),
-        (_, "UP" | "DRAIN") => {}
-        (_, status) => {
-            let why = member
-                .check
-                .text
-                .as_ref()
-                .map(|text| format!(": {text}"))
-                .unwrap_or_default();
-            return Some(format!("{name} is {status} ({}){why}", member.check.status));
-        }
-    }
-    let behind = member
-        .routes
-        .iter()
-        .find(|route| route.reason.contains("too far behind"))?;
-    Some(format!(
-        "{name} is too far behind the leader for route {}",
-        behind.route
-    ))
-}
-
-/// Why the members of a cluster do not serve a route.
-fn no_member(seen: &Seen, cluster: Option<&str>, route: &str) -> String {
-    let members = seen
-        .members()
-        .filter(|member| cluster.is_none_or(|cluster| member.cluster == cluster));
-    let reasons: Vec<String> = members
-        .filter_map(|member| {
-            let fitness = member.routes.iter().find(|fitness| fitness.route == route)?;
-            Some(format!("{} {}", member.name, fitness.reason))
-        })
-        .collect();
-    if reasons.is_empty() {
-        return String::new();
-    }
-    format!(": {}", reasons.join(", "))
-}
-
-/// `1 session`, `2 sessions`
-pub(in crate::cli) fn counted(count: usize, noun: &str) -> String {
-    match count {
-        1 => format!("1 {noun}"),
-        count => format!("{count} {noun}s"),
-    }
+/// `03:12:44 UTC`, with the date if that is not today's.
+fn moment(millis: u64) -> Option<String> {
+    let at = OffsetDateTime::from_unix_timestamp(i64::try_from(millis / 1000).ok()?).ok()?;
+    let (hour, minute, second) = at.to_hms();
+    let date = if at.date() == OffsetDateTime::now_utc().date() {
+        String::new()
+    } else {
+        format!("{} ", at.date())
+    };
+    Some(format!("{date}{hour:02}:{minute:02}:{second:02} UTC"))
 }
 
 #[cfg(test)]
@@ -287,17 +146,17 @@ mod tests {
             (
                 |seen| seen.routes[0].paused_s = Some(7),
                 Degraded,
-                "paused for another 7 s (`trunkline unpause rw`)",
+                "paused for another 7 s; to end it: `trunkline unpause rw`",
             ),
             (
                 |seen| seen.routes[0].members.clear(),
                 NoService,
-                "rw: db1 leader, db2 is not the leader",
+                "no member can serve it: db1 leader, db2 is not the leader",
             ),
             (
                 |seen| seen.clusters[0].about.leader = None,
                 Degraded,
-                "main has no leader",
+                "cluster main has no leader",
             ),
             (
                 |seen| seen.clusters[0].about.source.error = Some("no answer".to_owned()),
@@ -307,7 +166,7 @@ mod tests {
             (
                 |seen| seen.clusters[0].about.source.disagreement = Some("two".to_owned()),
                 Degraded,
-                "main: two",
+                "main: the endpoints disagree: two",
             ),
             (
                 |seen| seen.clusters[0].about.paused = true,
@@ -317,12 +176,12 @@ mod tests {
             (
                 |seen| seen.clusters[0].members[1].admin = "maint".to_owned(),
                 Degraded,
-                "db2 is in maintenance (`trunkline ready db2`)",
+                "db2 is in maintenance; to end it: `trunkline ready db2`",
             ),
             (
                 |seen| seen.clusters[0].members[1].admin = "drain".to_owned(),
                 Degraded,
-                "db2 is drained (`trunkline ready db2`)",
+                "db2 is drained; to end it: `trunkline ready db2`",
             ),
             (
                 |seen| {
@@ -365,6 +224,76 @@ mod tests {
     }
 
     #[test]
+    fn a_problem_says_since_when() {
+        let mut seen = sound();
+        seen.clusters[0].about.leader = None;
+        let mut health = seen.health();
+        health.problems[0].since_ms = Some(1_764_457_201_123);
+        seen.health = Some(health);
+        let sentence = Verdict::of(&seen).sentence();
+        assert!(
+            sentence.starts_with(
+                "NOT WELL: nobody can write to cluster main, which has no leader, since 2025-11-29 23:00:01 UTC"
+            ) || sentence.contains("cluster main has no leader, since 2025-11-29 23:00:01 UTC"),
+            "{sentence}"
+        );
+        let now = OffsetDateTime::now_utc();
+        let today = u64::try_from(now.unix_timestamp()).expect("after 1970") * 1000;
+        let shown = moment(today).expect("a time");
+        assert!(
+            shown.len() <= "2025-11-29 23:00:01 UTC".len() && shown.ends_with(" UTC"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn several_clusters_are_shown_and_ranked_together() {
+        let mut seen = sound();
+        let mut other = sound();
+        // The first has a member that is down, the second nobody who can write.
+        seen.clusters[0].members[2].status = from_value(json!("DOWN")).expect("a status");
+        let mut second = other.clusters.remove(0);
+        second.about.name = "other".to_owned();
+        second.about.leader = None;
+        second.about.no_leader = Some("no server accepts writes".to_owned());
+        for member in &mut second.members {
+            member.cluster = "other".to_owned();
+        }
+        let mut route = other.routes.remove(0);
+        route.name = "other-rw".to_owned();
+        route.cluster = Some("other".to_owned());
+        route.members.clear();
+        seen.clusters.push(second);
+        seen.routes.push(route);
+        let verdict = Verdict::of(&seen);
+        assert!(
+            verdict
+                .sentence()
+                .starts_with("NO SERVICE: nobody can write to cluster other, which has no leader"),
+            "{}",
+            verdict.sentence()
+        );
+        assert!(
+            verdict.sentence().ends_with("; and 1 problem more"),
+            "{}",
+            verdict.sentence()
+        );
+        let others: Vec<String> = verdict.others().collect();
+        assert!(others[0].starts_with("db3 is DOWN"), "{others:?}");
+        let screen = super::super::screen::lines(&seen, &verdict, 80);
+        let has = |start: &str| screen.iter().any(|line| line.text.starts_with(start));
+        assert!(has("cluster main: leader db1"), "{screen:?}");
+        assert!(
+            has("cluster other: no leader: no server accepts writes"),
+            "{screen:?}"
+        );
+        let rows = screen.iter().filter(|line| line.text.starts_with("  db1 "));
+        assert_eq!(rows.count(), 2, "members of both: {screen:?}");
+        let document = verdict.document(&seen);
+        assert_eq!(document["clusters"].as_array().map(Vec::len), Some(2));
+    }
+
+    #[test]
     fn the_worst_comes_first_and_the_others_are_counted() {
         let (wellness, sentence) = told(|seen| {
             seen.clusters[0].about.paused = true;
@@ -373,7 +302,7 @@ mod tests {
         });
         assert_eq!(wellness, Wellness::NoService);
         assert!(
-            sentence.starts_with("NO SERVICE: no member can serve route rw"),
+            sentence.starts_with("NO SERVICE: nobody can write through route rw: no member can serve it"),
             "{sentence}"
         );
         assert!(sentence.ends_with("; and 2 problems more"), "{sentence}");

@@ -1,6 +1,6 @@
 //! Who asks the router: in batch mode this thread, on a terminal one of its own.
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::admin::SessionView;
 use crate::cli::administer::understood;
-use crate::cli::remote::{Remote, Router};
+use crate::cli::remote::{Fault, Remote, Router};
 use crate::cli::status::seen::Seen;
 use crate::cli::status::verdict::Verdict;
 
@@ -54,7 +54,7 @@ impl Asker {
     }
 
     pub(super) fn look(&mut self) -> Result<Look, String> {
-        let seen = Seen::ask(&self.router, &self.remote)?;
+        let seen = Seen::ask(&self.router, &self.remote).map_err(Fault::words)?;
         let path = format!("/api/v1/sessions{}", self.remote.query(&[]));
         let sessions = understood(&self.router.look(&path)?)?;
         Ok(Look {
@@ -121,7 +121,37 @@ impl Background {
         }
     }
 
-    pub(super) fn answer(&self) -> Option<Answer> {
-        self.answers.try_recv().ok()
+    /// `None`: not yet.
+    ///
+    /// # Errors
+    /// There will be none: a fault of the program has ended the thread that asks.
+    pub(super) fn answer(&self) -> Result<Option<Answer>, String> {
+        match self.answers.try_recv() {
+            Ok(answer) => Ok(Some(answer)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => {
+                Err("the router is not asked any more, by a fault of this program".to_owned())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_gone_is_no_silence() {
+        let (ask, _questions) = sync_channel(WAITING);
+        let (tell, answers) = sync_channel(WAITING);
+        let asked = Background { ask, answers };
+        assert!(matches!(asked.answer(), Ok(None)));
+        assert!(tell.send(Answer::Killed("it is".to_owned())).is_ok());
+        drop(tell);
+        assert!(
+            matches!(asked.answer(), Ok(Some(Answer::Killed(_)))),
+            "what was said before counts"
+        );
+        assert!(asked.answer().is_err());
     }
 }

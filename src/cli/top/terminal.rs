@@ -32,6 +32,8 @@ pub(super) enum Key {
     Enter,
     Escape,
     Backspace,
+    /// Ctrl-U, as in a shell.
+    Empty,
     Interrupt,
 }
 
@@ -109,6 +111,7 @@ impl Terminal {
 fn key_of(key: KeyEvent) -> Option<Key> {
     Some(match key.code {
         KeyCode::Char('c' | 'd') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Interrupt,
+        KeyCode::Char('u') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Empty,
         KeyCode::Char(c) if !key.modifiers.contains(KeyModifiers::CONTROL) => Key::Char(c),
         KeyCode::Up => Key::Up,
         KeyCode::Down => Key::Down,
@@ -181,4 +184,57 @@ pub(super) fn signals() -> Result<Signals, String> {
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(wait).map_err(cannot)?;
     Ok(Signals(flag))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// What [`the_terminal_is_restored_by_a_panic`] runs on a terminal of its own.
+    #[test]
+    #[ignore = "it panics, on a terminal"]
+    fn a_panic_on_a_terminal() {
+        let terminal = Terminal::open().expect("a terminal");
+        assert!(crossterm::terminal::is_raw_mode_enabled().expect("a terminal"));
+        let is_elsewhere = std::env::var_os("ELSEWHERE").is_some();
+        if is_elsewhere {
+            let ended = std::thread::spawn(|| panic!("a planted fault")).join();
+            assert!(ended.is_err());
+            // Not this one's end gives the terminal back.
+            std::mem::forget(terminal);
+            return;
+        }
+        panic!("a planted fault");
+    }
+
+    #[test]
+    fn the_terminal_is_restored_by_a_panic() {
+        let own = std::env::current_exe().expect("this program");
+        let name = "cli::top::terminal::tests::a_panic_on_a_terminal";
+        for environment in ["", "ELSEWHERE=1 "] {
+            let command = format!(
+                "stty -g; {environment}{} --ignored --exact {name} --nocapture 2>&1; stty -g",
+                own.display()
+            );
+            let said = Command::new("script")
+                .args(["-qec", &command, "/dev/null"])
+                .output();
+            let said = String::from_utf8_lossy(&said.expect("script of util-linux runs").stdout).into_owned();
+            let left = said.find("\u{1b}[?1049l").unwrap_or_else(|| panic!("{said}"));
+            assert!(
+                said.find("\u{1b}[?1049h").is_some_and(|entered| entered < left),
+                "{said}"
+            );
+            let fault = said.find("a planted fault").unwrap_or_else(|| panic!("{said}"));
+            assert!(left < fault, "the message is on the first screen: {said}");
+            let lines: Vec<&str> = said.trim().lines().map(str::trim).collect();
+            assert_eq!(lines.first(), lines.last(), "the settings are as before: {said}");
+            assert!(
+                lines[0].matches(':').count() > 10,
+                "settings of a terminal: {said}"
+            );
+        }
+    }
 }

@@ -6,9 +6,10 @@ use super::terminal::Key;
 use crate::admin::{Activity, SessionView};
 use crate::cli::screen::{Line, Mood};
 use crate::cli::status::screen::members;
-use crate::cli::status::verdict::{Verdict, Wellness, counted};
+use crate::cli::status::verdict::{Verdict, Wellness};
 use crate::cli::table::Table;
 use crate::cli::tables::{age, bytes};
+use crate::cli::words::counted;
 
 /// The longest filter.
 const MOST_FILTER: usize = 100;
@@ -24,15 +25,15 @@ const HELP: [&str; 17] = [
     "  arrows       move the mark; Page Up, Page Down, Home and End, too",
     "  s            sort sessions by activity, age, bytes per second, or waiting time",
     "  /            show only sessions with this text in client, user, database, route, member or state;",
-    "               Enter keeps the filter, Esc ends it",
+    "               Enter keeps the filter, / edits it, Ctrl-U empties it, Esc ends it",
     "  k            kill the marked session, after a question; needs the token",
     "  p            pause: the screen stays as it is",
     "  space        look now",
     "  h, ?         this help",
     "",
     "Columns: XACT/S and BYTES/S are what happened since the look before, of sessions that are still there.",
-    "HELD is for how long a session has had its server connection, or waits for one.",
-    "",
+    "HELD BACK is how many clients of a route wait until it serves them again.",
+    "SERVER FOR is for how long a session has had its server connection, or waits for one.",
     "",
     "any key goes back",
 ];
@@ -131,6 +132,10 @@ impl View {
                     Key::Escape => self.filter.clear(),
                     Key::Backspace => {
                         self.filter.pop();
+                        self.mode = Mode::Filter;
+                    }
+                    Key::Empty => {
+                        self.filter.clear();
                         self.mode = Mode::Filter;
                     }
                     Key::Char(c) if self.filter.len() < MOST_FILTER => {
@@ -289,10 +294,19 @@ impl View {
 
     fn session_lines(&self, shown: &[&SessionView], first: usize, room: usize, rates: &Rates) -> Vec<Line> {
         let headings = [
-            "  ID", "CLIENT", "USER", "DATABASE", "ROUTE", "MEMBER", "STATE", "HELD", "AGE", "XACT/S",
+            "  ID",
+            "CLIENT",
+            "USER",
+            "DATABASE",
+            "ROUTE",
+            "MEMBER",
+            "STATE",
+            "SERVER FOR",
+            "AGE",
+            "XACT/S",
             "BYTES/S",
         ];
-        let mut table = Table::new(&headings).right(&["  ID", "HELD", "AGE", "XACT/S", "BYTES/S"]);
+        let mut table = Table::new(&headings).right(&["  ID", "SERVER FOR", "AGE", "XACT/S", "BYTES/S"]);
         let page = shown.iter().skip(first).take(room);
         for session in page.clone() {
             let rate = rates.session(session.id);
@@ -341,7 +355,10 @@ impl View {
             }
             (Mode::Filter, _) => Line::new(
                 Mood::Strong,
-                &format!("/{}_  (Enter keeps it, Esc ends it)", self.filter),
+                &format!(
+                    "/{}_  (Enter keeps it, Ctrl-U empties it, Esc ends it)",
+                    self.filter
+                ),
             ),
             (_, Some(message)) => Line::new(Mood::Warning, message),
             (_, None) => Line::plain(KEYS),
@@ -368,9 +385,9 @@ fn routes(look: &Look, rates: &Rates) -> Vec<Line> {
         "POOL",
         "XACT/S",
         "BYTES/S",
-        "HELD",
+        "HELD BACK",
     ];
-    let mut table = Table::new(&headings).right(&["SESSIONS", "XACT/S", "BYTES/S"]);
+    let mut table = Table::new(&headings).right(&["SESSIONS", "XACT/S", "BYTES/S", "HELD BACK"]);
     for route in &look.seen.routes {
         let rate = rates.route(&route.name);
         table.row(vec![
@@ -478,14 +495,43 @@ mod tests {
         press(&mut view, &look, "/10.0.0.9:3\n");
         assert_eq!(order(&view, &look), [3]);
         assert!(text(&view, &look).contains("3 sessions, 1 with \"10.0.0.9:3\", by age"));
-        press(&mut view, &look, "<");
+        // A kept filter is edited, emptied, and ended.
+        press(&mut view, &look, "/");
+        assert!(
+            text(&view, &look).contains("/10.0.0.9:3_  (Enter keeps it, Ctrl-U empties it, Esc ends it)")
+        );
+        view.key(Key::Backspace, &look);
+        press(&mut view, &look, "2\n");
+        assert_eq!(order(&view, &look), [2]);
+        press(&mut view, &look, "/");
+        view.key(Key::Empty, &look);
+        press(&mut view, &look, "10.0.0.9:1\n");
+        assert_eq!(order(&view, &look), [1]);
+        press(&mut view, &look, "/<");
         assert_eq!(order(&view, &look).len(), 3);
+        press(&mut view, &look, "/3\n<");
+        assert_eq!(order(&view, &look).len(), 3, "also without editing it");
         press(&mut view, &look, "/q");
         assert_eq!(
             press(&mut view, &look, "q"),
             Action::Stay,
             "a letter of the filter quits nothing"
         );
+    }
+
+    #[test]
+    fn one_heading_has_one_meaning() {
+        let (view, look) = (View::default(), look());
+        let text = text(&view, &look);
+        assert!(!text.contains("HELD  ") && !text.contains("HELD\n"), "{text}");
+        assert!(
+            text.contains("HELD BACK") && text.contains("SERVER FOR"),
+            "{text}"
+        );
+        let help = HELP.join("\n");
+        for heading in ["HELD BACK", "SERVER FOR", "XACT/S", "BYTES/S"] {
+            assert!(help.contains(heading), "{heading}");
+        }
     }
 
     #[test]

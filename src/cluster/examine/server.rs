@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
+use super::finding::WARNING_DAYS;
 use super::{Finding, clock, unix_now};
 use crate::backend::query::{Row, simple_query};
 use crate::backend::{ConnectError, ServerConnection};
@@ -20,8 +21,6 @@ mod settings;
 
 /// The oldest release that the router supports.
 const OLDEST: u32 = 14;
-/// A certificate or password that ends within this time is remarked.
-const SOON_DAYS: i64 = 30;
 /// Databases whose owners' logins are tried.
 const TRIED: &str = "4";
 
@@ -49,6 +48,7 @@ const HBA_FAULTS: &str =
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ServerFacts {
     system_identifier: u64,
+    in_recovery: bool,
     major: u32,
 }
 
@@ -116,6 +116,7 @@ impl Examined<'_> {
         connection.close().await;
         Some(ServerFacts {
             system_identifier: self.probed.system_identifier,
+            in_recovery: self.probed.in_recovery,
             major: version?,
         })
     }
@@ -174,13 +175,13 @@ impl Examined<'_> {
         let left = (parsed.validity().not_after.timestamp() - unix_now() as i64).div_euclid(24 * 3600);
         let until = parsed.validity().not_after;
         let advice = "renew it on the server (ssl_cert_file), and reload the server";
-        Some(if left < 0 {
-            Finding::remark(what, format!("has expired, on {until}"), advice)
-        } else if left < SOON_DAYS {
-            Finding::remark(what, format!("expires in {left} days, on {until}"), advice)
-        } else {
-            Finding::good(what, format!("{left} days left, until {until}"))
-        })
+        Some(Finding::of_certificate(
+            what,
+            "",
+            left,
+            &until.to_string(),
+            advice,
+        ))
     }
 
     fn rights(&self, about: &[Option<String>]) -> Vec<Finding> {
@@ -211,11 +212,16 @@ impl Examined<'_> {
             ));
         }
         if let Some(left) = cell(3).and_then(|days| days.parse::<i64>().ok())
-            && left < SOON_DAYS
+            && left < WARNING_DAYS
         {
             findings.push(Finding::remark(
                 what.clone(),
-                format!("its password ends in {left} days (VALID UNTIL)"),
+                match left {
+                    ..0 => "its password has ended (VALID UNTIL)".to_owned(),
+                    0 => "its password ends today (VALID UNTIL)".to_owned(),
+                    1 => "its password ends in 1 day (VALID UNTIL)".to_owned(),
+                    days => format!("its password ends in {days} days (VALID UNTIL)"),
+                },
                 format!("ALTER ROLE \"{user}\" VALID UNTIL 'infinity' on the leader"),
             ));
         }
@@ -342,6 +348,24 @@ async fn hba_faults(place: &str, connection: &mut ServerConnection, limit: Durat
             })
             .collect(),
         Err(error) => vec![Finding::untried(what(), error.to_string())],
+    }
+}
+
+/// The system identifier that all servers have.
+pub(super) fn identity(seen: &[(MemberName, ServerFacts)]) -> Option<u64> {
+    let (_, first) = seen.first()?;
+    let is_same = seen
+        .iter()
+        .all(|(_, facts)| facts.system_identifier == first.system_identifier);
+    is_same.then_some(first.system_identifier)
+}
+
+/// The only server that accepts writes.
+pub(super) fn leader(seen: &[(MemberName, ServerFacts)]) -> Option<MemberName> {
+    let mut writable = seen.iter().filter(|(_, facts)| !facts.in_recovery);
+    match (writable.next(), writable.next()) {
+        (Some((name, _)), None) => Some(name.clone()),
+        _ => None,
     }
 }
 

@@ -48,7 +48,7 @@ fn version(what: String, version: Option<&str>) -> Finding {
 }
 
 /// All endpoints are of one cluster.
-fn one_cluster(config: &config::Cluster, facts: &[EndpointFacts]) -> Option<Finding> {
+pub(super) fn one_cluster(config: &config::Cluster, facts: &[EndpointFacts]) -> Option<Finding> {
     let what = format!("cluster {}: which cluster the endpoints are of", config.name);
     let mut by_cluster: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for endpoint in facts {

@@ -14,11 +14,16 @@
 //!
 //! 4. Otherwise no leader is named.
 //!
+//! Answers that have no member in common are about different clusters, for example about two
+//! groups of Citus. None of these rules can tell which one is meant. Until the cluster's system
+//! identifier is known nobody is named or listed. After that it keeps members of other clusters
+//! out.
+//!
 //! A majority of all answers decides which members are listed and with which values
 //! ([`votes`](crate::cluster::votes)). A leader that is claimed on a newer timeline than the chosen
 //! one is a *rival*: it is listed too, so that it is probed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{MAX_MEMBERS, printable};
 use crate::cluster::snapshot::{MemberName, Snapshot};
@@ -30,14 +35,19 @@ use crate::cluster::votes::{Votes, rival};
 pub(super) enum Key {
     Nobody,
     Several,
-    Leader { timeline: u32, name: MemberName },
+    /// Of one answer never.
+    Mixed,
+    Leader {
+        timeline: u32,
+        name: MemberName,
+    },
 }
 
 impl Key {
     fn timeline(&self) -> Option<u32> {
         match self {
             Self::Leader { timeline, .. } => Some(*timeline),
-            Self::Nobody | Self::Several => None,
+            Self::Nobody | Self::Several | Self::Mixed => None,
         }
     }
 }
@@ -46,6 +56,7 @@ pub(super) fn key(report: &SourceReport) -> Key {
     match &report.named {
         Named::Nobody => Key::Nobody,
         Named::Several => Key::Several,
+        Named::Mixed => Key::Mixed,
         Named::One(name) => {
             let leader = report.members.iter().find(|member| member.name == *name);
             Key::Leader {
@@ -61,6 +72,7 @@ impl std::fmt::Display for Key {
         match self {
             Self::Nobody => f.write_str("no leader"),
             Self::Several => f.write_str("several leaders"),
+            Self::Mixed => f.write_str("leaders of different clusters"),
             Self::Leader { timeline, name } => write!(f, "{name} on timeline {timeline}"),
         }
     }
@@ -79,9 +91,22 @@ pub fn choose(
     if answers.iter().all(|answer| *answer == answers[0]) {
         return answers.first().map(|answer| (*answer).clone());
     }
+    let mixed = different_clusters(answers);
+    if published.system_identifier.is_none()
+        && let Some(mixed) = mixed
+    {
+        return Some(SourceReport {
+            members: Vec::new(),
+            named: Named::Mixed,
+            paused: false,
+            disagreement: Some(mixed),
+            rivals: Vec::new(),
+            scheduled: None,
+        });
+    }
     let is_seen = |key: &Key| match key {
         Key::Leader { timeline, name } => seen(name).is_some_and(|seen| seen >= *timeline),
-        Key::Nobody | Key::Several => false,
+        Key::Nobody | Key::Several | Key::Mixed => false,
     };
     let newest = keys
         .iter()
@@ -121,7 +146,7 @@ pub fn choose(
         current: &picked(&|key| groups.contains_key(key)),
         leader: chosen.and_then(|key| match key {
             Key::Leader { name, .. } => Some((name, naming.as_slice())),
-            Key::Nobody | Key::Several => None,
+            Key::Nobody | Key::Several | Key::Mixed => None,
         }),
         published,
     };
@@ -145,7 +170,9 @@ pub fn choose(
     leaders.sort();
     leaders.dedup();
     let moved = votes.moved();
-    if leaders.len() > 1 {
+    if let Some(mixed) = mixed {
+        report.disagreement = Some(format!("{mixed}; they name {}", leaders.join(", ")));
+    } else if leaders.len() > 1 {
         report.disagreement = Some(format!(
             "Patroni's endpoints disagree: they name {}",
             leaders.join(", ")
@@ -158,6 +185,38 @@ pub fn choose(
         ));
     }
     Some(report)
+}
+
+/// That the answers are about different clusters, if they are: their members fall into groups that
+/// no answer connects. An answer without members says nothing about that.
+fn different_clusters(answers: &[&SourceReport]) -> Option<String> {
+    let mut clusters: Vec<BTreeSet<&str>> = Vec::new();
+    for answer in answers.iter().filter(|answer| !answer.members.is_empty()) {
+        let mut members: BTreeSet<&str> = answer.members.iter().map(|member| member.name.as_str()).collect();
+        for joined in clusters
+            .extract_if(.., |cluster| !cluster.is_disjoint(&members))
+            .collect::<Vec<_>>()
+        {
+            members.extend(joined);
+        }
+        clusters.push(members);
+    }
+    if clusters.len() < 2 {
+        return None;
+    }
+    let mut lists: Vec<String> = clusters
+        .iter()
+        .map(|members| {
+            let names: Vec<&str> = members.iter().copied().collect();
+            printable(&names.join(", "), 200)
+        })
+        .collect();
+    lists.sort();
+    Some(format!(
+        "Patroni's endpoints are of different clusters, or of different groups of Citus: they list {}; \
+         `patroni.endpoints` must have those of one only",
+        lists.join("; and ")
+    ))
 }
 
 /// Adds the leader of `answer` as a member that is not named leader, so that it is probed.

@@ -9,6 +9,7 @@ use super::{MAX_MEMBERS, MAX_NAME, Reply, printable};
 use crate::cluster::moment;
 use crate::cluster::snapshot::{MemberName, Role};
 use crate::cluster::state::{Listed, Named, SourceReport, SwitchoverRequest};
+use crate::wire::text::is_unsafe;
 
 /// Limit of a URL in bytes.
 const MAX_URL: usize = 512;
@@ -76,7 +77,7 @@ fn member(value: &Value) -> Option<Listed> {
             .map(|text| printable(text, 64))
     };
     let usable = |host: &&str| {
-        !host.is_empty() && host.len() <= 255 && !host.chars().any(|c| c.is_control() || c.is_whitespace())
+        !host.is_empty() && host.len() <= 255 && !host.chars().any(|c| is_unsafe(c) || c.is_whitespace())
     };
     let host = value
         .get("host")

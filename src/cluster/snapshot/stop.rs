@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::wire::text::is_unsafe;
+
 /// The longest name of a router, and of an operator, in bytes.
 pub const MAX_ORDERED_BY: usize = 100;
 
@@ -34,7 +36,7 @@ impl OrderedBy {
 
 fn short(text: &str) -> String {
     let text = &text[..text.floor_char_boundary(MAX_ORDERED_BY)];
-    let shown = |letter: char| if letter.is_control() { '?' } else { letter };
+    let shown = |letter: char| if is_unsafe(letter) { '?' } else { letter };
     // A control character that is replaced is not longer than before.
     text.chars().map(shown).collect()
 }

@@ -93,7 +93,8 @@ impl State {
             let check = "check `etcd.scope` and `etcd.namespace`";
             report.disagreement = Some(match &self.key.named {
                 None | Some(Named::Nobody) => format!(
-                    "etcd has no leader key under the configured scope and namespace, but Patroni names {}: {check}",
+                    "etcd has no leader key under the configured scope and namespace, but Patroni names {}: {check} (with \
+                     Citus the scope is SCOPE/GROUP, as `main/0`)",
                     shown(Some(&named))
                 ),
                 other => format!(
@@ -149,6 +150,7 @@ fn shown(named: Option<&Named>) -> String {
     match named {
         Some(Named::One(name)) => name.to_string(),
         Some(Named::Several) => "several leaders".to_owned(),
+        Some(Named::Mixed) => "leaders of different clusters".to_owned(),
         Some(Named::Nobody) | None => "no leader".to_owned(),
     }
 }

@@ -196,6 +196,7 @@ impl State {
             Some(_) if !self.source.reachable && !self.key.counts() => return self.failsafe_leader(),
             Some(Named::Nobody) => return Err(NoLeader::NotNamed),
             Some(Named::Several) => return Err(NoLeader::SeveralNamed),
+            Some(Named::Mixed) => return Err(NoLeader::MixedEndpoints),
             Some(Named::One(name)) => name,
         };
         let Some(member) = self.members.get(name) else {

@@ -182,12 +182,16 @@ impl<'a> Field<'a> {
         for entry in entries {
             let path = join(&self.path, &shown_key(&entry.key));
             let problem = if named.iter().any(|(name, _)| *name == entry.key) {
-                Err(format!("`{}` is written twice", shown_key(&entry.key)))
+                let hint = "remove or rename one of the two".to_owned();
+                Err((
+                    format!("`{}` is written twice", shown_key(&entry.key)),
+                    Some(hint),
+                ))
             } else {
-                check_name(&entry.key)
+                check_name(&entry.key).map_err(|message| (message, None))
             };
-            if let Err(message) = problem {
-                self.context.error(&path, entry.line, message, None);
+            if let Err((message, hint)) = problem {
+                self.context.error(&path, entry.line, message, hint);
                 continue;
             }
             let field = Field {

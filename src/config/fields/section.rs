@@ -75,7 +75,8 @@ impl<'a> Section<'a> {
                 Some(line) => format!("`{shown}` is written twice, first on line {line}"),
                 None => format!("`{shown}` is written twice"),
             };
-            self.context.error(&path, entry.line, message, None);
+            let hint = "remove one of the two".to_owned();
+            self.context.error(&path, entry.line, message, Some(hint));
             return;
         }
         if self.keys.find(&entry.key).is_some() {

@@ -308,7 +308,7 @@ pub(super) static SHUTDOWN: Keys = Keys(&[
         "After SIGTERM the router is not ready (`/connection/is-ready` and the agent check say \
          so), but accepts and serves connections for this time, so that load balancers stop sending \
          clients before the ports close. It must be longer than they need to notice: see \
-         [operations](operations.md#shutdown).",
+         [shutdown](service.md#shutdown).",
     ),
     Key::new(
         "grace",
@@ -321,7 +321,7 @@ pub(super) static SHUTDOWN: Keys = Keys(&[
         "handover",
         time(Duration::ZERO, hours(168)),
         Nothing,
-        "After an [upgrade](operations.md#upgrade) the old process ends its sessions, as after \
+        "After an [upgrade](service.md#upgrade) the old process ends its sessions, as after \
          SIGTERM, when this time is over. Without it they continue until the clients end them; in \
          transaction mode of a [pool](pooling.md), those that have no server connection end after 10 \
          minutes (57P01).",

@@ -81,7 +81,7 @@ fn the_agent_check_has_an_address_of_its_own() {
 #[test]
 fn a_control_socket_without_its_directory_is_a_warning() {
     let files = Files::new();
-    let with = |path: std::path::PathBuf| format!("{MINIMAL}control_socket: {}\n", path.display());
+    let with = |path: PathBuf| format!("{MINIMAL}control_socket: {}\n", path.display());
     let found = |text: &str| {
         let warnings = files.ok(text).warnings();
         warnings

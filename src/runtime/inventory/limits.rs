@@ -147,12 +147,20 @@ fn of_pools(config: &Config, shared: &Shared) -> Vec<LimitView> {
             Escaped(&name.database)
         );
         let key = |key: &str| format!("routes.{}.{key}", name.route);
-        for member in &pool.members {
+        // Connections of tracked sessions have the limit of their cluster, which stands there.
+        let is_pool = config
+            .routes
+            .get(&*name.route)
+            .is_none_or(|route| route.pool.is_some());
+        for member in pool.members.iter().filter(|_| is_pool) {
             let used = member.idle + member.leased + member.opening;
             let scope = format!("{whose} on {}", member.member);
             let view = LimitView::new("pooled connections", scope, "connections");
-            let most = pool.max_connections + pool.reserve;
-            all.push(view.key(key("pool.max_connections")).exactly(most).used(used));
+            let view = view.key(key("pool.max_connections")).used(used);
+            all.push(match pool.max_connections {
+                Some(most) => view.exactly(most + pool.reserve),
+                None => view,
+            });
         }
         let most = config
             .routes

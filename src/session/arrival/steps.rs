@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
 
 use super::admission::{Admitted, ArrivalPlace, LoginPlace};
@@ -31,9 +30,10 @@ use crate::wire::settings;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{ProtocolVersion, Replication, StartupPacket};
 
-/// A connection just accepted. Next: [`Identified`].
+/// A connection just accepted, on its worker. Next: [`Identified`].
 #[derive(Debug)]
 pub struct Arrival {
+    /// It has its options from the listening one.
     pub socket: ClientSocket,
     pub address: ClientAddress,
     pub accepted: Instant,
@@ -44,7 +44,7 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Registers the socket with this worker and finds out the client's address.
+    /// Finds out the client's address.
     pub(in crate::session) async fn identify(self, shared: &Arc<Shared>) -> Option<Identified> {
         let Self {
             socket,
@@ -56,7 +56,10 @@ impl Arrival {
         } = self;
         let pending = shared.metrics.pending();
         let deadline = accepted + **shared.login_timeout.load();
-        let mut stream = adopt(socket, &listener)?;
+        let mut stream = match socket {
+            ClientSocket::Tcp(socket) => ClientStream::Plain(socket),
+            ClientSocket::Unix(socket) => ClientStream::Unix(socket),
+        };
         let times = (accepted, deadline);
         let (origin, place) =
             client_origin::identify(shared, &listener, &mut stream, address, place, times).await?;
@@ -73,23 +76,6 @@ impl Arrival {
             pending,
         })
     }
-}
-
-/// Registers an accepted socket with this worker and sets its options.
-fn adopt(socket: ClientSocket, listener: &ListenerSettings) -> Option<ClientStream> {
-    // Each call fails only if the peer has left already.
-    Some(match socket {
-        ClientSocket::Tcp(socket) => {
-            socket.set_nonblocking(true).ok()?;
-            let socket = TcpStream::from_std(socket).ok()?;
-            crate::backend::tune_socket(&socket, &listener.cluster.config().server).ok()?;
-            ClientStream::Plain(socket)
-        }
-        ClientSocket::Unix(socket) => {
-            socket.set_nonblocking(true).ok()?;
-            ClientStream::Unix(UnixStream::from_std(socket).ok()?)
-        }
-    })
 }
 
 /// What stays the same from step to step.

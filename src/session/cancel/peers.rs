@@ -13,6 +13,7 @@ mod greet;
 mod line;
 mod look;
 mod orders;
+mod served;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +36,7 @@ pub use greet::greet;
 use line::{Awaited, Line, PeerVerdict};
 pub use look::PeerLook;
 pub use orders::PeerOrders;
+pub use served::{Served, served};
 
 /// The version of the peer protocol that this release speaks.
 pub const VERSION: u8 = codec::VERSION;

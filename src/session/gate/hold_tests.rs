@@ -88,6 +88,7 @@ async fn only_what_a_failover_can_end_shuts_a_read_write_gate() {
         NoLeader::NamedForeign(db1()),
         NoLeader::Foreign(db1()),
         NoLeader::MixedClusters,
+        NoLeader::MixedEndpoints,
     ] {
         let position = at(1, &route, &leaderless(lasting.clone()));
         assert!(

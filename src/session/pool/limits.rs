@@ -13,6 +13,9 @@ use crate::routing::chance;
 pub(super) struct Limits {
     /// Connections to each member.
     pub(super) most: usize,
+    /// The route has no pool: each tracked session has a connection of its own, and `most` is out
+    /// of reach.
+    pub(super) is_tracking: bool,
     /// As many to each preferred member are kept ready.
     pub(super) least: usize,
     /// Further connections to each member, for sessions that have waited for `reserve_delay`.
@@ -36,6 +39,7 @@ impl Limits {
         let limits = pool.limits_for(&user, &database);
         Some(Self {
             most: limits.max_connections as usize,
+            is_tracking: route.pool.is_none(),
             least: limits.min_connections as usize,
             reserve: limits.reserve as usize,
             reserve_delay: limits.reserve_delay,

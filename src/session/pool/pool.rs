@@ -217,9 +217,15 @@ impl<S: SessionStream> Pool<S> {
         let inner = self.lock();
         let members = inner.members.iter().filter(|member| member.total > 0);
         let first = inner.waiters.first();
+        let max_connections = if inner.limits.is_tracking {
+            let of_cluster = self.cluster.config().max_connections as usize;
+            Some(of_cluster).filter(|most| *most > 0)
+        } else {
+            Some(inner.limits.most)
+        };
         PoolView {
             members: members.map(|member| view(member, now, lists_idle)).collect(),
-            max_connections: inner.limits.most,
+            max_connections,
             reserve: inner.limits.reserve,
             waiting: inner.waiters.len(),
             longest_wait: first.map_or(Duration::ZERO, |(_, first)| now.duration_since(first.since)),

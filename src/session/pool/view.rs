@@ -12,8 +12,9 @@ pub struct PoolView {
     pub name: PoolName,
     /// Those that have connections.
     pub members: Vec<PoolMemberView>,
-    /// To each member.
-    pub max_connections: usize,
+    /// To each member. For sessions that keep their own connection (`resume: tracked`), it is the
+    /// cluster's `server.max_connections`; `None`: there is no limit.
+    pub max_connections: Option<usize>,
     /// To each member, on top.
     pub reserve: usize,
     /// Sessions that wait for a connection.

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::{FIRST_PORT, codes, login, process, router, seen};
-use crate::cluster::Router;
 use crate::cluster::postgres::{Options, Postgres};
-use crate::raw::{Client, query, terminate};
+use crate::cluster::{Router, eventually};
+use crate::raw::{Client, PATIENCE, query, terminate};
 
 fn server() -> Postgres {
     let server = Postgres::start(&Options::default());
@@ -126,7 +126,11 @@ fn a_session_whose_password_was_changed_ends_when_it_needs_a_connection() {
     server.sql("ALTER ROLE worker PASSWORD 'other'");
     // The connection that is there serves it.
     assert_eq!(seen(&client.ask(WORKS)), "worker,0");
+    let idle = || router.metric(r#"trunkline_pool_connections{route="r0",member="s1",state="idle"}"#);
+    eventually("the connection is back", PATIENCE, || (idle() - 1.0).abs() < 0.1);
     server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'worker'");
+    // A statement that goes out before the router has read the end is on a lost connection.
+    eventually("the router knows that it is lost", PATIENCE, || idle() < 0.1);
     client.send(&query("SELECT 1"));
     assert_eq!(codes(&client.rest()), ["57P01"], "the last word");
     router.await_log(&["session ended", "does not take the session's password any more"]);

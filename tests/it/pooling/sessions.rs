@@ -154,10 +154,13 @@ fn the_reason_of_a_server_that_refuses_is_passed_on() {
             return false;
         };
         let error = ErrorFields::of_prefix(&error.body);
-        assert_eq!(
-            (error.code.to_string().as_str(), &*error.message),
-            ("53300", reason)
-        );
+        let code = error.code.to_string();
+        // A statement that goes out before the router has read that the process ends is on a lost
+        // connection.
+        if code == "08007" {
+            return false;
+        }
+        assert_eq!((code.as_str(), &*error.message), ("53300", reason));
         true
     });
     router.await_log(&[

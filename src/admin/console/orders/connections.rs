@@ -94,6 +94,7 @@ impl SessionOrders {
             let seen = self.looks.look(&*self.handles.operations).await;
             let left = self.left(&which, &seen);
             if left == 0 && seen.missing.is_empty() {
+                notices.notice("no connection is left".to_owned()).await;
                 return Ok(Vec::new());
             }
             if !is_said {

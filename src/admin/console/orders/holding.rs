@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::super::super::holding::{PauseReport, PauseRequest, SwitchoverRequest, SwitchoverStatus};
 use super::super::super::relation::{Row, Value};
-use super::{Answer, Notices, SessionOrders, not_everywhere, not_now};
+use super::{Answer, Notices, SessionOrders, counted, not_everywhere, not_now};
 use crate::events::OperatorEvent;
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -62,13 +62,15 @@ impl SessionOrders {
         if !missing.is_empty() {
             return Err(not_everywhere(&missing));
         }
-        let text =
-            "the clients wait for 5 minutes at most: RESUME lets them go on, and another PAUSE prolongs it";
-        notices.notice(text.to_owned()).await;
+        let text = format!(
+            "the clients of {} wait for 5 minutes at most: RESUME lets them go on, and another PAUSE prolongs it",
+            routes.join(" and ")
+        );
+        notices.notice(text).await;
         Ok(Vec::new())
     }
 
-    pub(super) async fn resume(&self, name: Option<&str>) -> Answer {
+    pub(super) async fn resume(&self, name: Option<&str>, notices: &mut dyn Notices) -> Answer {
         let paused = self.about.holding.paused();
         let routes: Vec<Arc<str>> = match name {
             // One that is paused and not in the configuration any more counts, too.
@@ -77,8 +79,11 @@ impl SessionOrders {
             None => paused.keys().map(|route| route.as_str().into()).collect(),
         };
         let holding = &self.about.holding;
+        // Who waits in other processes of this router is known by the last refresh.
+        drop(self.handles.operations.refresh().await);
+        let held = holding.holds();
         let reports = join_all(routes.iter().map(|route| holding.unpause(route, false))).await;
-        let mut missing = Vec::new();
+        let (mut missing, mut done) = (Vec::new(), Vec::new());
         for (route, report) in routes.iter().zip(reports) {
             let report: PauseReport = report.map_err(not_now)?;
             if report.was_paused {
@@ -86,9 +91,22 @@ impl SessionOrders {
                     route: route.to_string(),
                     by: self.by.clone(),
                 });
+                let of_route = held.iter().filter(|hold| *hold.route == **route);
+                let waited = of_route.map(|hold| hold.clients).sum();
+                let verb = if waited == 1 { "goes" } else { "go" };
+                done.push(match waited {
+                    0 => format!("{route}: nobody waited"),
+                    waited => format!("{route}: {} {verb} on", counted(waited, "session")),
+                });
+            } else {
+                done.push(format!("{route} was not paused"));
             }
             missing.extend(report.missing);
         }
+        if done.is_empty() {
+            done.push("no route is paused".to_owned());
+        }
+        notices.notice(done.join("; ")).await;
         if missing.is_empty() {
             Ok(Vec::new())
         } else {
@@ -135,7 +153,7 @@ impl SessionOrders {
             candidate: plan.candidate,
             by: self.by.clone(),
         });
-        let mut shown = 0;
+        let (mut shown, mut has_sessions) = (0, false);
         loop {
             let Some(status) = holding.switchover() else {
                 return Err(not_now("the switchover is not known any more"));
@@ -144,6 +162,12 @@ impl SessionOrders {
                 notices.notice(step.clone()).await;
             }
             shown = status.steps.len();
+            if !has_sessions {
+                for session in &status.open_sessions {
+                    notices.notice(format!("  {session}")).await;
+                }
+                has_sessions = !status.open_sessions.is_empty();
+            }
             if status.is_over && status.has_succeeded {
                 return Ok(Vec::new());
             }
@@ -155,9 +179,18 @@ impl SessionOrders {
         }
     }
 
-    pub(super) fn abort(&self) -> Answer {
-        let aborted = self.about.holding.abort_switchover();
-        aborted.map(|()| Vec::new()).map_err(not_now)
+    pub(super) async fn abort(&self, notices: &mut dyn Notices) -> Answer {
+        let holding = &self.about.holding;
+        holding.abort_switchover().map_err(not_now)?;
+        let text = match holding.switchover() {
+            Some(status) => format!(
+                "the switchover from {} to {} is called off: clients go on",
+                status.leader, status.candidate
+            ),
+            None => "the switchover is called off: clients go on".to_owned(),
+        };
+        notices.notice(text).await;
+        Ok(Vec::new())
     }
 
     pub(super) fn show(&self) -> Vec<Row> {

@@ -130,6 +130,10 @@ impl SessionOrders {
         };
         let sessions = counted(route.value.sessions, "session");
         let text = match (is_disabled, route.value.sessions) {
+            (false, _) if route.value.paused_s.is_some() => format!(
+                "{0}: enabled, and still paused: its clients wait until RESUME {0}",
+                route.value.name
+            ),
             (false, _) => format!("{}: enabled", route.value.name),
             (true, 0) => format!("{}: disabled", route.value.name),
             (true, 1) => format!("{}: disabled; {sessions} goes on", route.value.name),

@@ -62,7 +62,7 @@ fn databases(handles: &Handles, seen: &Seen) -> Vec<Row> {
     let most = limit(handles, "limits.per_database");
     let row = |(name, routes): (&str, BTreeSet<String>)| {
         let pools = seen.pools.iter().filter(|pool| pool.database == name);
-        let size = pools.clone().map(|pool| pool.max_connections).max();
+        let size = pools.clone().filter_map(|pool| pool.max_connections).max();
         let reserve = pools.map(|pool| pool.reserve).max();
         let known = || seen.routes.iter().filter(|route| routes.contains(&route.name));
         let has = |is: fn(&RouteView) -> bool| known().count() > 0 && known().all(is);
@@ -205,7 +205,9 @@ pub(super) const CONFIG: View = View::new(
         of("changeable", Text),
     ],
     |handles| {
-        let mut rows = Vec::new();
+        // It is always so here; check_postgres takes it as the sign of an answer.
+        let always = ["log_pooler_errors", "1", "1", "no"];
+        let mut rows = vec![always.map(Value::text).to_vec()];
         for setting in handles.inventory.settings() {
             let theirs = SAME.iter().find(|(ours, _)| *ours == setting.key);
             // For PgBouncer 0 is no clients at all.

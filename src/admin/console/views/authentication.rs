@@ -1,9 +1,6 @@
 //! The rules of authentication, as PostgreSQL 16 and later show them of themselves.
 
-use futures_util::FutureExt;
-
-use super::View;
-use crate::admin::operations::Gathered;
+use super::{View, known};
 use crate::admin::relation::{Kind, Row, Value, column};
 use crate::auth::hba::rows::HbaRow;
 use crate::auth::ident::IdentRow;
@@ -24,10 +21,7 @@ pub(super) const HBA: View = View {
         column("options", Kind::TextArray, "Of the method"),
         column("error", Kind::Text, "Why the line is no rule"),
     ],
-    rows: |handles| {
-        let rows = (handles.access.hba)().into_iter().map(hba).collect();
-        async { Gathered::whole(rows) }.boxed()
-    },
+    rows: |handles| known((handles.access.hba)(), hba),
 };
 
 fn hba(row: HbaRow) -> Row {
@@ -62,10 +56,7 @@ pub(super) const IDENT: View = View {
         column("pg_username", Kind::Text, "The user that it may be"),
         column("error", Kind::Text, "Why the line is no mapping"),
     ],
-    rows: |handles| {
-        let rows = (handles.access.ident)().into_iter().map(ident).collect();
-        async { Gathered::whole(rows) }.boxed()
-    },
+    rows: |handles| known((handles.access.ident)(), ident),
 };
 
 fn ident(row: IdentRow) -> Row {

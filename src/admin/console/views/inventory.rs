@@ -2,8 +2,8 @@
 
 use futures_util::FutureExt;
 
-use super::View;
 use super::router::at;
+use super::{View, known, text};
 use crate::admin::gather;
 use crate::admin::operations::Gathered;
 use crate::admin::relation::{Kind, Row, Value, column};
@@ -72,14 +72,10 @@ pub(super) const LISTENERS: View = View {
             "How many there may be; null without a limit of its own",
         ),
     ],
-    rows: |handles| {
-        let rows = handles.inventory.listeners().into_iter().map(listener).collect();
-        async { Gathered::whole(rows) }.boxed()
-    },
+    rows: |handles| known(handles.inventory.listeners(), listener),
 };
 
 fn listener(listener: ListenerView) -> Row {
-    let text = |text: Option<String>| Value::or_null(text, Value::Text);
     vec![
         Value::Text(listener.name),
         Value::Text(listener.protocol),
@@ -125,10 +121,7 @@ pub(super) const LIMITS: View = View {
             "sessions, connections, logins, clients, requests, bytes, …",
         ),
     ],
-    rows: |handles| {
-        let rows = gather::limits(handles).into_iter().map(limit).collect();
-        async { Gathered::whole(rows) }.boxed()
-    },
+    rows: |handles| known(gather::limits(handles), limit),
 };
 
 fn limit(limit: LimitView) -> Row {
@@ -182,11 +175,7 @@ pub(super) const CERTIFICATES: View = View {
         column("serial", Kind::Text, "In hexadecimal digits"),
         column("fingerprint", Kind::Text, "SHA-256, as openssl prints it"),
     ],
-    rows: |handles| {
-        let rows = handles.inventory.certificates().into_iter();
-        let rows = rows.map(certificate).collect();
-        async { Gathered::whole(rows) }.boxed()
-    },
+    rows: |handles| known(handles.inventory.certificates(), certificate),
 };
 
 fn certificate(certificate: CertificateView) -> Row {
@@ -229,14 +218,10 @@ pub(super) const CONFIG: View = View {
             "What the file says now, for the next process; null if nothing waits",
         ),
     ],
-    rows: |handles| {
-        let rows = handles.inventory.settings().into_iter().map(setting).collect();
-        async { Gathered::whole(rows) }.boxed()
-    },
+    rows: |handles| known(handles.inventory.settings(), setting),
 };
 
 fn setting(setting: SettingView) -> Row {
-    let text = |text: Option<String>| Value::or_null(text, Value::Text);
     vec![
         Value::Text(setting.key),
         text(setting.value),

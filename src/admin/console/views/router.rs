@@ -174,7 +174,11 @@ pub(super) const EVENTS: View = View {
         column("event", Kind::Text, "Its kind"),
         column("cluster", Kind::Text, "The cluster it is about"),
         column("member", Kind::Text, "The member it is about"),
-        column("text", Kind::Text, "As in the log"),
+        column(
+            "text",
+            Kind::Text,
+            "As in the log, with what it is about and who asked for it",
+        ),
         column("fields", Kind::Text, "All it says, as JSON"),
     ],
     rows: |handles| {
@@ -203,7 +207,7 @@ fn event(event: &EventView) -> Row {
         field("event"),
         field("cluster"),
         field("member"),
-        Value::text(&*event.text),
+        Value::Text(format!("{} {}", event.text, event.about).trim_end().to_owned()),
         Value::Text(fields.to_string()),
     ]
 }

@@ -14,31 +14,53 @@ impl Planner {
         if let Some(comparison) = comparison(op) {
             return self.compare(left, comparison, right).map(Typed::boolean);
         }
-        let arithmetic = match op {
-            BinaryOperator::And => {
-                let (one, other) = (self.condition(left)?, self.condition(right)?);
-                return Ok(Typed::boolean(Expr::And(one.into(), other.into())));
-            }
-            BinaryOperator::Or => {
-                let (one, other) = (self.condition(left)?, self.condition(right)?);
-                return Ok(Typed::boolean(Expr::Or(one.into(), other.into())));
-            }
-            BinaryOperator::PGRegexMatch => return self.matches(left, right, false),
-            BinaryOperator::PGRegexNotMatch => return self.matches(left, right, true),
-            BinaryOperator::PGLikeMatch => return self.like(left, right, false).map(Typed::boolean),
-            BinaryOperator::PGILikeMatch => return self.like(left, right, true).map(Typed::boolean),
-            BinaryOperator::PGNotLikeMatch => return self.like(left, right, false).map(not),
-            BinaryOperator::PGNotILikeMatch => return self.like(left, right, true).map(not),
-            BinaryOperator::Plus => Arithmetic::Add,
-            BinaryOperator::Minus => Arithmetic::Subtract,
-            BinaryOperator::Multiply => Arithmetic::Multiply,
-            BinaryOperator::Divide => Arithmetic::Divide,
-            BinaryOperator::Modulo => Arithmetic::Remainder,
-            BinaryOperator::StringConcat => Arithmetic::Join,
-            _ => return Err(unsupported(&format!("the operator {op}"))),
-        };
-        let (one, other) = (self.expr(left)?, self.expr(right)?);
-        self.arithmetic(arithmetic, &op.to_string(), one, other)
+        match op {
+            BinaryOperator::And | BinaryOperator::Or => self.junction(left, op, right),
+            BinaryOperator::PGRegexMatch => self.matches(left, right, false),
+            BinaryOperator::PGRegexNotMatch => self.matches(left, right, true),
+            BinaryOperator::PGLikeMatch => self.like(left, right, false).map(Typed::boolean),
+            BinaryOperator::PGILikeMatch => self.like(left, right, true).map(Typed::boolean),
+            BinaryOperator::PGNotLikeMatch => self.like(left, right, false).map(not),
+            BinaryOperator::PGNotILikeMatch => self.like(left, right, true).map(not),
+            _ => self.computation(left, op, right),
+        }
+    }
+
+    /// A row of `AND`, or one of `OR`. However long it is, it takes one level of depth.
+    fn junction(&mut self, left: &ast::Expr, op: &BinaryOperator, right: &ast::Expr) -> Planned {
+        let (mut all, mut first) = (vec![right], left);
+        while let ast::Expr::BinaryOp { left, op: of, right } = first
+            && of == op
+        {
+            all.push(right);
+            first = left;
+        }
+        all.push(first);
+        let all = all.into_iter().rev().map(|one| self.condition(one));
+        let all = all.collect::<Result<_, _>>()?;
+        Ok(Typed::boolean(if *op == BinaryOperator::And {
+            Expr::And(all)
+        } else {
+            Expr::Or(all)
+        }))
+    }
+
+    /// A row of arithmetic, from left to right. It takes one level of depth, too.
+    fn computation(&mut self, left: &ast::Expr, op: &BinaryOperator, right: &ast::Expr) -> Planned {
+        let operation = arithmetic(op).ok_or_else(|| unsupported(&format!("the operator {op}")))?;
+        let (mut row, mut first) = (vec![(operation, op, right)], left);
+        while let ast::Expr::BinaryOp { left, op, right } = first
+            && let Some(operation) = arithmetic(op)
+        {
+            row.push((operation, op, right));
+            first = left;
+        }
+        let mut made = self.expr(first)?;
+        for (operation, op, right) in row.into_iter().rev() {
+            let other = self.expr(right)?;
+            made = self.arithmetic(operation, &op.to_string(), made, other)?;
+        }
+        Ok(made)
     }
 
     fn arithmetic(&mut self, operation: Arithmetic, sign: &str, one: Typed, other: Typed) -> Planned {
@@ -55,7 +77,7 @@ impl Planner {
                 return Err(no_operator(sign, one.kind_name(), other.kind_name()));
             }
             let (one, other) = (self.convert(one, Kind::Text)?, self.convert(other, Kind::Text)?);
-            let joined = Expr::Compute(operation, Kind::Text, one.expr.into(), other.expr.into());
+            let joined = one.expr.computed_with(operation, Kind::Text, other.expr);
             return Ok(Typed::new(joined, Kind::Text));
         }
         let (one, other) = match (one.kind, other.kind) {
@@ -85,7 +107,7 @@ impl Planner {
         let Some(kind) = kind else {
             return Err(no_operator(sign, one.kind_name(), other.kind_name()));
         };
-        let computed = Expr::Compute(operation, kind, one.expr.into(), other.expr.into());
+        let computed = one.expr.computed_with(operation, kind, other.expr);
         Ok(Typed::new(computed, kind))
     }
 
@@ -190,6 +212,7 @@ impl Planner {
                 format!("the console does not read this regular expression: {fault}"),
             )
         })?;
+        self.grow(pattern.steps())?;
         let matches = Expr::Matches {
             text: text.into(),
             pattern,
@@ -229,6 +252,18 @@ pub(super) fn wider(one: Kind, other: Kind) -> Kind {
         (Kind::Float8, _) | (_, Kind::Float8) => Kind::Float8,
         _ => Kind::Int8,
     }
+}
+
+fn arithmetic(op: &BinaryOperator) -> Option<Arithmetic> {
+    Some(match op {
+        BinaryOperator::Plus => Arithmetic::Add,
+        BinaryOperator::Minus => Arithmetic::Subtract,
+        BinaryOperator::Multiply => Arithmetic::Multiply,
+        BinaryOperator::Divide => Arithmetic::Divide,
+        BinaryOperator::Modulo => Arithmetic::Remainder,
+        BinaryOperator::StringConcat => Arithmetic::Join,
+        _ => return None,
+    })
 }
 
 fn comparison(op: &BinaryOperator) -> Option<Comparison> {

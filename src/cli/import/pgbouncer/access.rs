@@ -10,6 +10,7 @@ use super::{Globals, within};
 use crate::cli::import::notes::Notes;
 use crate::cli::import::write::{Auth, Certificate, ImportOutcome, Settings, scalar, time};
 use crate::config::ListenerTls;
+use crate::wire::text::is_unsafe;
 
 /// The console's name, to `PgBouncer`'s clients.
 const CONSOLE: &str = "pgbouncer";
@@ -226,10 +227,7 @@ fn hba_name(name: &str) -> String {
     if !name.is_empty() && name.chars().all(is_plain) && !is_word {
         return name.to_owned();
     }
-    let shown: String = name
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect();
+    let shown: String = name.chars().map(|c| if is_unsafe(c) { '?' } else { c }).collect();
     format!("\"{}\"", shown.replace('"', "\"\""))
 }
 

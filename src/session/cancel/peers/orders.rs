@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout};
 use super::Peers;
 use super::codec::{Asking, PeerKey, Reply};
 use super::line::{Line, described, open};
-use crate::names;
 use crate::session::holds::{HoldAnswer, HoldRefusal, HoldRequest};
+use crate::{config, names};
 
 /// Time limit for a peer's answer. An order counts for longer than that.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -67,6 +67,19 @@ impl Peers {
 }
 
 impl PeerOrders {
+    /// For a program that is no router and only looks.
+    pub fn of(config: &config::Peers) -> Self {
+        let key = PeerKey::new(&config.secret);
+        let lines = config
+            .members
+            .iter()
+            .map(|peer| (Line::new(key.clone(), peer.clone()), None));
+        Self {
+            peers: lines.collect(),
+            key,
+        }
+    }
+
     /// Their names.
     pub fn names(&self) -> Vec<String> {
         self.peers
