@@ -105,6 +105,18 @@ pub enum NoLeader {
     /// An endpoint answers, so Patroni runs.
     #[error("Patroni answers, but reports no leader: it may not reach its DCS")]
     DcsUnreachable,
+    /// Two faults at once, of which the second alone would leave the leader in service.
+    #[error(
+        "{last}, the last named leader, {}, and {}",
+        lost_words(*check),
+        if *is_dcs_silent { "Patroni reports no leader" } else { "no Patroni endpoint gives a usable answer" }
+    )]
+    LastLost {
+        last: MemberName,
+        check: CheckStatus,
+        /// An endpoint of Patroni answers, but has no list of members.
+        is_dcs_silent: bool,
+    },
     #[error("no member holds the leader key")]
     NotNamed,
     #[error("{0} holds the leader key but has not been seen to accept writes")]
@@ -166,6 +178,15 @@ pub enum NoLeader {
     NoneWritable,
 }
 
+/// How a leader is lost, as a part of a sentence for readers who have not logged in.
+fn lost_words(check: CheckStatus) -> String {
+    if check.is_connected() {
+        format!("fails the router's probe ({})", check.words())
+    } else {
+        format!("cannot be reached ({})", check.words())
+    }
+}
+
 /// What can end the lack of a leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
@@ -186,6 +207,7 @@ impl NoLeader {
             // is this router that is cut off.
             | Self::SourceUnreachable
             | Self::DcsUnreachable
+            | Self::LastLost { .. }
             // Patroni promotes a member, or restarts PostgreSQL.
             | Self::NotNamed
             | Self::NotWritable(_)

@@ -79,7 +79,8 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
 /// a fault elsewhere in the file does not hide a router that runs.
 ///
 /// # Errors
-/// The file is not YAML, or `http.address` has a fault.
+/// The file is not YAML, or what leads to the port cannot be known: `http.address` has a fault,
+/// there is an unknown key in `http` or `http.tls`, or, where `http` is not written, beside it.
 pub fn http_access(path: &Path) -> Result<HttpAccess, ConfigErrors> {
     let environment = |name: &str| std::env::var_os(name);
     let context = Context::new(path, unix_now(), &environment);

@@ -151,8 +151,10 @@ pub(super) fn http_access(context: &Context<'_>, text: &str) -> Option<HttpAcces
     let root = Section::root(context, &tree, &schema::ROOT);
     let access = http::access(&root);
     // Opening the maps reported keys that do not matter here.
+    let is_written = root.has("http");
     context.errors.borrow_mut().retain(|(_, error)| {
-        access.is_none() && (error.path == "http" || error.path.starts_with("http.address"))
+        let leads_there = error.path == "http" || error.path.starts_with("http.");
+        access.is_none() && (leads_there || !is_written)
     });
     access
 }

@@ -430,6 +430,7 @@ fn advice(snapshot: &Snapshot, why: &NoLeader) -> &'static str {
         NoLeader::NotYetKnown => "Try again in a moment.",
         NoLeader::SourceUnreachable => "Ask the operator to check Patroni, and the router's log.",
         NoLeader::DcsUnreachable => "Ask the operator to check Patroni's DCS, for example etcd.",
+        NoLeader::LastLost { .. } => "Ask the operator to check the leader's server, and Patroni.",
         NoLeader::ProbeFails { .. } => {
             "Try again later. If this lasts, ask the operator to run `trunkline check --connect`."
         }

@@ -193,6 +193,15 @@ fn only_where_a_failover_can_be_under_way_does_the_hint_mention_one() {
         (NoLeader::DcsUnreachable, false, "check Patroni's DCS"),
         (NoLeader::SourceUnreachable, false, "check Patroni"),
         (
+            NoLeader::LastLost {
+                last: db1(),
+                check,
+                is_dcs_silent: false,
+            },
+            false,
+            "check the leader's server, and Patroni",
+        ),
+        (
             NoLeader::ProbeFails { member: db1(), check },
             false,
             "`trunkline check --connect`",

@@ -74,10 +74,15 @@ fn router_before(clusters: &str, pools: &[&str], queue_timeout: &str) -> Router 
             ..cluster::Options::default()
         },
     );
-    eventually("the leader is known", PATIENCE, || {
-        router.log().contains("is the leader: seen to accept writes")
-    });
+    serves(&router);
     router
+}
+
+/// Waits until clients find the leader. The log has the line about it a moment before.
+fn serves(router: &Router) {
+    eventually("the leader is known", PATIENCE, || {
+        router.http("/connection/is-ready-rw?strict=1").unwrap().0 == 200
+    });
 }
 
 /// Logins that cost little: a test has hundreds.

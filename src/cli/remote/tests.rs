@@ -196,3 +196,45 @@ fn names_are_encoded() {
     assert_eq!(encoded("db-1_a.b~"), "db-1_a.b~");
     assert_eq!(encoded("a/b c?ü"), "a%2Fb%20c%3F%C3%BC");
 }
+
+/// A key that leads to the router and is misspelt asks nobody, rather than the default address; a
+/// fault elsewhere hides nothing.
+#[test]
+fn what_leads_to_the_router_is_known_or_said() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("trunkline.yaml");
+    let told = |text: &str| {
+        std::fs::write(&file, text).expect("written");
+        Remote::by_configuration(&file)
+            .router()
+            .map(|router| router.base.clone())
+    };
+    for (text, key) in [
+        ("http: {adress: \"127.0.0.1:7434\"}", "http.adress"),
+        (
+            "http: {address: \"127.0.0.1:7434\", tsl: {cert_file: c}}",
+            "http.tsl",
+        ),
+        ("http: {tls: {crt_file: c}}", "http.tls.crt_file"),
+        ("htpp: {address: \"127.0.0.1:7434\"}", "htpp"),
+        ("groups: [{name: node}]", "groups"),
+        ("http: 7434", "http"),
+    ] {
+        let fault = told(text).expect_err(text);
+        assert!(fault.contains(&format!("{key}: ")), "{text}: {fault}");
+        assert!(fault.contains("--url"), "{text}: {fault}");
+    }
+    for (text, base) in [
+        (
+            "http: {address: \"127.0.0.1:7434\"}\nlimts: {}",
+            "http://127.0.0.1:7434",
+        ),
+        (
+            "http: {address: \"127.0.0.1:7434\"}\nlimits: {max_clients: many}",
+            "http://127.0.0.1:7434",
+        ),
+        ("limits: {max_clients: many}", "http://127.0.0.1:6434"),
+    ] {
+        assert_eq!(told(text).as_deref(), Ok(base), "{text}");
+    }
+}

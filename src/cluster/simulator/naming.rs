@@ -62,6 +62,21 @@ fn an_outage_of_every_endpoint_keeps_the_last_leader_while_it_accepts_writes() {
     assert_eq!(world.reason(), "no Patroni endpoint gives a usable answer");
 }
 
+/// With every endpoint silent, the leader's own fault is what ended its service.
+#[test]
+fn a_leader_that_is_lost_in_an_outage_is_named_as_the_reason() {
+    let mut world = calm(3);
+    world.apply(&Action::Outage);
+    world.pass(Duration::from_secs(5));
+    world.apply(&Action::Run(0, false));
+    world.pass(Duration::from_secs(30));
+    assert_eq!(
+        world.reason(),
+        "db0, the last named leader, cannot be reached (no connection can be made), and no Patroni \
+         endpoint gives a usable answer"
+    );
+}
+
 #[test]
 fn an_answer_that_names_nobody_is_no_outage() {
     let mut world = calm(3);

@@ -241,9 +241,23 @@ impl State {
         let Some(Named::One(name)) = &self.named else {
             return Err(self.source_silent());
         };
-        let member = self.members.get(name);
-        let Some((member, facts)) = member.and_then(|member| Some((member, self.writable(member)?))) else {
+        let Some(member) = self.members.get(name) else {
             return Err(self.source_silent());
+        };
+        let Some(facts) = self.writable(member) else {
+            let is_lost = member.has_address()
+                && member.probes != ProbeHistory::Unprobed
+                && !member.health.up
+                && self.identity(member) != Identity::Foreign;
+            return Err(if is_lost {
+                NoLeader::LastLost {
+                    last: name.clone(),
+                    check: member.health.check,
+                    is_dcs_silent: self.is_dcs_silent,
+                }
+            } else {
+                self.source_silent()
+            });
         };
         on_claimed(name, member, facts.timeline)?;
         if let Some((newer, _)) = self.newer(facts.timeline).next() {

@@ -72,7 +72,9 @@ pub(super) fn http<'a>(root: &Section<'a>, places: &mut Vec<SocketToBind<'a>>) -
 /// key do not matter to a client.
 pub(super) fn access(root: &Section<'_>) -> Option<HttpAccess> {
     let section = root.section("http");
-    if section.is_broken() {
+    // A key that is misspelt may be the one that leads there: a default in its place would ask
+    // somebody else, or nobody.
+    if section.is_broken() || section.has_unknown() || !section.present() && root.has_unknown() {
         return None;
     }
     let addresses = match section.field("address") {
@@ -84,6 +86,9 @@ pub(super) fn access(root: &Section<'_>) -> Option<HttpAccess> {
         Some(field) => vec![bind_address(&field)?],
     };
     let tls = section.section("tls");
+    if tls.is_broken() || tls.has_unknown() {
+        return None;
+    }
     let context = root.context();
     let before = context.errors.borrow().len();
     let token = token(&section);

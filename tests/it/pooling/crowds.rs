@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{FIRST_PORT, cheapen, codes, login, seen};
+use super::{FIRST_PORT, cheapen, codes, login, seen, serves};
 use crate::cluster::postgres::{self, Postgres};
 use crate::cluster::{Options, Router, eventually, output, secret};
 use crate::fake::cheap_verifier;
@@ -40,9 +40,7 @@ fn router(server: &Postgres, workers: u32, routes: &[&str]) -> Router {
             ..Options::default()
         },
     );
-    eventually("the leader is known", PATIENCE, || {
-        router.log().contains("is the leader: seen to accept writes")
-    });
+    serves(&router);
     router
 }
 
