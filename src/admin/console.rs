@@ -9,6 +9,7 @@
 //! here could be rolled back.
 
 mod arguments;
+mod bound;
 mod catalog;
 mod command;
 mod foreign;
@@ -18,6 +19,9 @@ mod handler;
 #[cfg(test)]
 mod holding_tests;
 mod interrupts;
+mod kept;
+#[cfg(test)]
+mod kept_tests;
 mod orders;
 #[cfg(test)]
 mod orders_tests;
@@ -67,10 +71,10 @@ use crate::wire::message;
 use handler::Handler;
 pub(in crate::admin) use handler::limits;
 use interrupts::Interrupts;
+use kept::Kept;
 pub use orders::ConsoleOrders;
 use orders::{Looks, SessionOrders};
 use request::{Change, ConsoleRequest, Incoming, Names, Passing};
-use statement::Statement;
 
 /// For an answer that makes no progress because the client does not read it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,7 +85,7 @@ const LAST_ANSWER: Duration = Duration::from_secs(2);
 const PORTALS_STAY: Duration = Duration::from_mins(1);
 
 type Io = WriteTimeout<ClientStream>;
-type Wire = Framed<Io, PgWireMessageServerCodec<Statement>>;
+type Wire = Framed<Io, PgWireMessageServerCodec<Kept>>;
 
 /// Answers commands. One for all sessions.
 pub struct Console {
@@ -287,15 +291,12 @@ impl Conversation {
         let answered = match request::read(&incoming, &self.names) {
             Ok(ConsoleRequest::Terminate) => return Err(Cause::ClientTerminated),
             Ok(ConsoleRequest::Message(message)) => {
-                let change = Change::of(&message);
-                let answered = self.process(message).await;
-                if answered.is_ok() {
-                    self.names.apply(change, &self.wire);
+                self.names.make_way(&message, &self.wire);
+                let change = Change::of(&message, &|bytes| self.handler.room_for(bytes));
+                match change {
+                    Ok(change) => self.change(message, change).await,
+                    Err(refusal) => Err(handler::error(&refusal)),
                 }
-                for dropped in self.handler.take_dropped() {
-                    self.names.drop_statements(&dropped, &self.wire);
-                }
-                answered
             }
             Err(refusal) => Err(handler::error(&refusal)),
         };
@@ -309,6 +310,21 @@ impl Conversation {
             self.session.rest(is_in_block);
         }
         answered.map_err(|_| gone())
+    }
+
+    async fn change(
+        &mut self,
+        message: PgWireFrontendMessage,
+        change: Change,
+    ) -> pgwire::error::PgWireResult<()> {
+        let answered = self.process(message).await;
+        if answered.is_ok() {
+            self.names.apply(change, &self.wire);
+        }
+        for dropped in self.handler.take_dropped() {
+            self.names.drop_statements(&dropped, &self.wire);
+        }
+        answered
     }
 
     async fn process(&mut self, message: PgWireFrontendMessage) -> pgwire::error::PgWireResult<()> {

@@ -26,6 +26,7 @@ mod commands;
 mod configurations;
 mod console;
 mod console_inventory;
+mod console_kept;
 mod console_orders;
 mod console_pgbouncer;
 mod console_views;

@@ -27,6 +27,19 @@ pub(super) struct CatalogAnswer {
     pub(super) parameters: Vec<Kind>,
 }
 
+impl CatalogAnswer {
+    /// The bytes of memory that it takes.
+    pub(super) fn size(&self) -> usize {
+        // With what the allocator adds to each text and each row.
+        const OF_PIECE: usize = 32;
+        let names = self.columns.iter().map(|column| column.name.len());
+        let names = names.map(|name| size_of::<OutputColumn>() + name + OF_PIECE);
+        let values = self.rows.iter().flatten().map(|value| value.size() + OF_PIECE);
+        let rows = self.rows.len() * (size_of::<Row>() + OF_PIECE);
+        names.sum::<usize>() + values.sum::<usize>() + rows
+    }
+}
+
 /// The answer to a query of psql's; `None` for any other text.
 pub(super) fn answer(sql: &str) -> Option<Arc<CatalogAnswer>> {
     let sql = without_lead(sql);

@@ -30,7 +30,9 @@ use super::super::operations::Gathered;
 use super::super::relation::{self, Kind, Row, Value};
 use super::super::sql::{OutputColumn, Plan, Session};
 use super::super::views::LimitView;
+use super::bound::Room;
 use super::command::Effect;
+use super::kept::{self, Kept, KeptRoom, SessionRoom};
 use super::orders::{Notices, SessionOrders};
 use super::settings::{self, SessionCommand};
 use super::statement::Statement;
@@ -38,7 +40,7 @@ use super::tokens;
 use super::transaction::{self, Savepoints};
 use super::transfer;
 use super::turns::TURNS;
-use super::unread::{self, Room};
+use super::unread;
 use super::views::{self, View};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -71,15 +73,28 @@ pub(super) enum Dropped {
 
 /// Finds commands, and reads queries; the only statements there are.
 #[derive(Debug)]
-pub(super) struct Parser;
+pub(super) struct Parser {
+    room: SessionRoom,
+}
+
+impl Parser {
+    /// `None` for a text without a statement.
+    fn read(&self, sql: &str, declared: Vec<Option<Kind>>) -> Result<Option<Kept>, ErrorReply> {
+        let statement = Statement::read(sql, declared)?;
+        statement
+            .map(|statement| self.room.keep(statement, sql))
+            .transpose()
+    }
+}
 
 impl Handler {
     pub(super) fn new(handles: Handles, orders: SessionOrders, session: Session) -> Self {
+        let room = SessionRoom::new(orders.is_operator.clone());
         Self {
             handles,
             orders,
             session,
-            parser: Arc::new(Parser),
+            parser: Arc::new(Parser { room }),
             state: Mutex::default(),
         }
     }
@@ -87,6 +102,12 @@ impl Handler {
     /// Those since the last call.
     pub(super) fn take_dropped(&self) -> Vec<Dropped> {
         std::mem::take(&mut self.state().dropped)
+    }
+
+    /// # Errors
+    /// There is none for what the session wants to keep.
+    pub(super) fn room_for(&self, bytes: usize) -> Result<KeptRoom, ErrorReply> {
+        self.parser.room.room_for(bytes)
     }
 
     fn state(&self) -> MutexGuard<'_, SessionState> {
@@ -226,6 +247,9 @@ impl Handler {
                 let rows = match query {
                     Some((plan, parameters)) => {
                         let now = relation::micros(SystemTime::now());
+                        // What its regular expressions work with, up to some MiB of each, goes with
+                        // the copy: a prepared statement would keep it.
+                        let plan = Plan::clone(&plan);
                         plan.run(value, &parameters, &session, now, &ended)
                     }
                     None => Ok(value),
@@ -253,12 +277,17 @@ impl Handler {
 }
 
 /// What the console's users have of its limits.
-pub(in crate::admin) fn limits() -> [LimitView; 3] {
+pub(in crate::admin) fn limits() -> [LimitView; 4] {
     let [all, readers] = TURNS.limits();
-    [all, readers, unread::limit()]
+    [all, readers, kept::limit(), unread::limit()]
 }
 
-fn table(columns: &[OutputColumn], format: &Format, rows: Vec<Row>, room: Room) -> PgWireResult<Response> {
+fn table(
+    columns: &[OutputColumn],
+    format: &Format,
+    rows: Vec<Row>,
+    room: Room<'static>,
+) -> PgWireResult<Response> {
     let fields = Arc::new(fields(columns, format)?);
     let mut encoder = DataRowEncoder::new(Arc::clone(&fields));
     let encoded = rows.into_iter().map(move |row| {
@@ -327,8 +356,8 @@ fn fields(columns: &[OutputColumn], format: &Format) -> PgWireResult<Vec<FieldIn
 }
 
 /// The values that a client has bound.
-fn parameters(portal: &Portal<Statement>) -> Result<Vec<Value>, ErrorReply> {
-    let kinds = portal.statement.statement.parameters();
+fn parameters(portal: &Portal<Kept>) -> Result<Vec<Value>, ErrorReply> {
+    let kinds = portal.statement.statement.statement.parameters();
     let values = &portal.parameters;
     if values.len() != kinds.len() {
         return Err(ErrorReply::error(
@@ -395,14 +424,14 @@ impl SimpleQueryHandler for Handler {
     {
         client.set_state(PgWireConnectionState::QueryInProgress);
         let statements = tokens::statements(&query.query).and_then(|texts| {
-            let read = texts.iter().map(|text| Statement::read(text, Vec::new()));
-            let read: Result<Vec<Option<Statement>>, ErrorReply> = read.collect();
-            Ok(read?.into_iter().flatten().collect::<Vec<Statement>>())
+            let read = texts.iter().map(|text| self.parser.read(text, Vec::new()));
+            let read: Result<Vec<Option<Kept>>, ErrorReply> = read.collect();
+            Ok(read?.into_iter().flatten().collect::<Vec<Kept>>())
         });
         let statements = statements.map_err(|reply| error(&reply))?;
         if statements
             .iter()
-            .any(|statement| !statement.parameters().is_empty())
+            .any(|kept| !kept.statement.parameters().is_empty())
         {
             return Err(error(&ErrorReply::error(
                 SqlState::UNDEFINED_PARAMETER,
@@ -414,7 +443,7 @@ impl SimpleQueryHandler for Handler {
             client.feed(empty).await?;
         }
         let is_alone = statements.len() == 1;
-        for statement in &statements {
+        for Kept { statement, .. } in &statements {
             let response = self
                 .run(client, statement, Vec::new(), &Format::UnifiedText, is_alone)
                 .await?;
@@ -444,7 +473,7 @@ impl SimpleQueryHandler for Handler {
 
 #[async_trait]
 impl ExtendedQueryHandler for Handler {
-    type Statement = Statement;
+    type Statement = Kept;
     type QueryParser = Parser;
 
     fn query_parser(&self) -> Arc<Parser> {
@@ -463,7 +492,7 @@ impl ExtendedQueryHandler for Handler {
         let entry = client.portal_store().get_portal(&name);
         let portal = entry.and_then(|entry| entry.value().cloned());
         // What has no rows is carried out once; pgwire would do so each time.
-        let once = portal.filter(|portal| portal.statement.statement.columns().is_empty());
+        let once = portal.filter(|portal| portal.statement.statement.statement.columns().is_empty());
         if let Some(portal) = &once
             && matches!(*portal.state().lock().await, PortalExecutionState::Finished)
         {
@@ -489,31 +518,30 @@ impl ExtendedQueryHandler for Handler {
     async fn do_query<C>(
         &self,
         client: &mut C,
-        portal: &Portal<Statement>,
+        portal: &Portal<Kept>,
         _max_rows: usize,
     ) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
-        C::PortalStore: PortalStore<Statement = Statement>,
+        C::PortalStore: PortalStore<Statement = Kept>,
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let (statement, format) = (&portal.statement.statement, &portal.result_column_format);
+        let Kept { statement, .. } = &portal.statement.statement;
+        let format = &portal.result_column_format;
         let parameters = parameters(portal).map_err(|reply| error(&reply))?;
+        // Arrays take more than the texts that they are bound with.
+        let size = parameters.iter().map(Value::size).sum::<usize>() / 1024 * 1024;
+        let _room = self.room_for(size).map_err(|reply| error(&reply))?;
         self.run(client, statement, parameters, format, true).await
     }
 }
 
 #[async_trait]
 impl QueryParser for Parser {
-    type Statement = Statement;
+    type Statement = Kept;
 
-    async fn parse_sql<C>(
-        &self,
-        client: &C,
-        sql: &str,
-        types: &[Option<Type>],
-    ) -> PgWireResult<Option<Statement>>
+    async fn parse_sql<C>(&self, client: &C, sql: &str, types: &[Option<Type>]) -> PgWireResult<Option<Kept>>
     where
         C: ClientInfo + Unpin + Send + Sync,
     {
@@ -525,28 +553,24 @@ impl QueryParser for Parser {
                     let text = "cannot insert multiple commands into a prepared statement";
                     return Err(ErrorReply::error(SqlState::SYNTAX_ERROR, text));
                 }
-                let statement = Statement::read(sql, declared)?;
-                let is_refused = statement.as_ref().is_some_and(|statement| !statement.is_exit())
+                let read = self.read(sql, declared)?;
+                let is_refused = read.as_ref().is_some_and(|kept| !kept.statement.is_exit())
                     && client.transaction_status() == TransactionStatus::Error;
                 if is_refused {
                     return Err(transaction::failed());
                 }
-                Ok(statement)
+                Ok(read)
             });
         read.map_err(|reply| error(&reply))
     }
 
-    fn get_parameter_types(&self, statement: &Statement) -> PgWireResult<Vec<Type>> {
-        let kinds = statement.parameters().iter();
+    fn get_parameter_types(&self, kept: &Kept) -> PgWireResult<Vec<Type>> {
+        let kinds = kept.statement.parameters().iter();
         Ok(kinds.map(|kind| transfer::type_of(*kind).0).collect())
     }
 
-    fn get_result_schema(
-        &self,
-        statement: &Statement,
-        format: Option<&Format>,
-    ) -> PgWireResult<Vec<FieldInfo>> {
-        let columns = statement.columns();
+    fn get_result_schema(&self, kept: &Kept, format: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
+        let columns = kept.statement.columns();
         if columns.is_empty() {
             return Ok(Vec::new());
         }

@@ -1,11 +1,11 @@
 //! Reads a client's frames, within limits, into pgwire's messages. pgwire's own decoders never see
 //! a client's bytes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf, Bytes, BytesMut};
 use pgwire::api::store::PortalStore;
-use pgwire::api::{ClientInfo, ClientPortalStore};
+use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME};
 use pgwire::messages::PgWireFrontendMessage;
 use pgwire::messages::extendedquery::{Bind, Close, Describe, Execute, Flush, Parse, Sync};
 use pgwire::messages::response::TransactionStatus;
@@ -14,6 +14,7 @@ use pgwire::messages::simplequery::Query;
 use super::super::sql::MAX_PARAMETERS;
 use super::Wire;
 use super::handler::Dropped;
+use super::kept::KeptRoom;
 use crate::wire::frame::{BodyReader, Frame, FrameError};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -99,18 +100,23 @@ impl Passing {
     }
 }
 
-/// The named statements and portals, to limit their number. Unnamed ones replace each other.
+/// The statements and portals, to limit their number and what portals keep. Unnamed ones replace
+/// each other.
 #[derive(Debug, Default)]
 pub(super) struct Names {
+    /// Named ones; each has its own room.
     statements: BTreeSet<String>,
-    portals: BTreeSet<String>,
+    /// With the room for their parameters; the unnamed one is [`UNNAMED`].
+    portals: BTreeMap<String, KeptRoom>,
 }
+
+const UNNAMED: &str = "";
 
 /// What a message changes once it has been answered.
 pub(super) enum Change {
     None,
     NewStatement(String),
-    NewPortal(String),
+    NewPortal(String, KeptRoom),
     CloseStatement(String),
     ClosePortal(String),
     /// As in PostgreSQL, portals end with their transaction.
@@ -118,34 +124,69 @@ pub(super) enum Change {
 }
 
 impl Change {
-    pub(super) fn of(message: &PgWireFrontendMessage) -> Self {
-        match message {
+    /// # Errors
+    /// There is no room for what it adds.
+    pub(super) fn of(
+        message: &PgWireFrontendMessage,
+        room_for: &dyn Fn(usize) -> Result<KeptRoom, ErrorReply>,
+    ) -> Result<Self, ErrorReply> {
+        Ok(match message {
             PgWireFrontendMessage::Parse(Parse { name: Some(name), .. }) => Self::NewStatement(name.clone()),
-            PgWireFrontendMessage::Bind(Bind {
-                portal_name: Some(name),
-                ..
-            }) => Self::NewPortal(name.clone()),
+            PgWireFrontendMessage::Bind(bind) => Self::NewPortal(
+                bind.portal_name.clone().unwrap_or_default(),
+                room_for(size(bind))?,
+            ),
             PgWireFrontendMessage::Close(Close {
-                target_type,
+                target_type: b'S',
                 name: Some(name),
                 ..
-            }) if *target_type == b'S' => Self::CloseStatement(name.clone()),
-            PgWireFrontendMessage::Close(Close { name: Some(name), .. }) => Self::ClosePortal(name.clone()),
+            }) => Self::CloseStatement(name.clone()),
+            PgWireFrontendMessage::Close(Close {
+                target_type: b'P',
+                name,
+                ..
+            }) => Self::ClosePortal(name.clone().unwrap_or_default()),
             PgWireFrontendMessage::Sync(_) | PgWireFrontendMessage::Query(_) => Self::EndPortals,
             _ => Self::None,
-        }
+        })
     }
 }
 
+/// The bytes that a portal keeps beside its statement. What is below a KiB is not counted: one
+/// without parameters finds room where nothing else does.
+fn size(bind: &Bind) -> usize {
+    let values = bind.parameters.iter().flatten().map(Bytes::len).sum::<usize>();
+    let formats = bind.parameter_format_codes.len() + bind.result_column_format_codes.len();
+    let bytes = values + bind.parameters.len() * size_of::<Option<Bytes>>() + formats * size_of::<i16>();
+    bytes / 1024 * 1024
+}
+
 impl Names {
+    /// As in PostgreSQL, the unnamed statement or portal is gone before there is another, also if
+    /// that fails. It leaves its room.
+    pub(super) fn make_way(&mut self, message: &PgWireFrontendMessage, wire: &Wire) {
+        match message {
+            PgWireFrontendMessage::Parse(Parse { name: None, .. }) => {
+                wire.portal_store().rm_statement(DEFAULT_NAME);
+            }
+            PgWireFrontendMessage::Bind(Bind {
+                portal_name: None, ..
+            }) => {
+                wire.portal_store().rm_portal(DEFAULT_NAME);
+                self.portals.remove(UNNAMED);
+            }
+            _ => {}
+        }
+    }
+
     pub(super) fn apply(&mut self, change: Change, wire: &Wire) {
         match change {
             Change::None => {}
             Change::NewStatement(name) => {
                 self.statements.insert(name);
             }
-            Change::NewPortal(name) => {
-                self.portals.insert(name);
+            Change::NewPortal(name, room) => {
+                self.portals.insert(name, room);
             }
             Change::CloseStatement(name) => {
                 self.statements.remove(&name);
@@ -238,12 +279,10 @@ pub(super) fn read(incoming: &Incoming, names: &Names) -> Result<ConsoleRequest,
 
 fn parse(body: &mut BodyReader<'_>, names: &Names) -> Result<Parse, ErrorReply> {
     let name = name(body)?;
-    room(
-        name.as_ref(),
-        &names.statements,
-        MAX_STATEMENTS,
-        "prepared statements",
-    )?;
+    let is_new = |name: &String| !names.statements.contains(name);
+    if name.as_ref().is_some_and(is_new) {
+        room(names.statements.len(), MAX_STATEMENTS, "prepared statements")?;
+    }
     let sql = text(body)?;
     let mut types = Vec::new();
     for _ in 0..bounded(short(body)?)? {
@@ -254,7 +293,11 @@ fn parse(body: &mut BodyReader<'_>, names: &Names) -> Result<Parse, ErrorReply> 
 
 fn bind(body: &mut BodyReader<'_>, names: &Names) -> Result<Bind, ErrorReply> {
     let portal = name(body)?;
-    room(portal.as_ref(), &names.portals, MAX_PORTALS, "portals")?;
+    let is_new = |name: &String| !names.portals.contains_key(name);
+    if portal.as_ref().is_some_and(is_new) {
+        let unnamed = usize::from(names.portals.contains_key(UNNAMED));
+        room(names.portals.len() - unnamed, MAX_PORTALS, "portals")?;
+    }
     let statement = name(body)?;
     let codes = formats(body)?;
     let count = bounded(short(body)?)?;
@@ -343,15 +386,16 @@ fn text(body: &mut BodyReader<'_>) -> Result<String, ErrorReply> {
     Ok(text.to_owned())
 }
 
-fn room(name: Option<&String>, names: &BTreeSet<String>, most: usize, what: &str) -> Result<(), ErrorReply> {
-    match name {
-        Some(name) if names.len() >= most && !names.contains(name) => Err(ErrorReply::error(
-            SqlState::PROGRAM_LIMIT_EXCEEDED,
-            format!("a session with the console has at most {most} {what}"),
-        )
-        .hint("Close some.")),
-        _ => Ok(()),
+/// For one more.
+fn room(count: usize, most: usize, what: &str) -> Result<(), ErrorReply> {
+    if count < most {
+        return Ok(());
     }
+    Err(ErrorReply::error(
+        SqlState::PROGRAM_LIMIT_EXCEEDED,
+        format!("a session with the console has at most {most} {what}"),
+    )
+    .hint("Close some."))
 }
 
 fn number(body: &mut BodyReader<'_>) -> Result<u32, ErrorReply> {

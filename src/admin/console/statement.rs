@@ -52,6 +52,19 @@ impl Statement {
         command::find(sql)
     }
 
+    /// The bytes of memory that it takes, as it was read from a text. A command takes no more than
+    /// its text. What of that is below a KiB is not counted: DEALLOCATE finds room where nothing
+    /// else does.
+    pub(super) fn size(&self, sql: &str) -> usize {
+        match self {
+            Self::Query(plan) => plan.size(),
+            Self::Catalog(answer) => answer.size(),
+            Self::Command { .. } | Self::Transaction(_) | Self::Session(_) | Self::Table(_) => {
+                sql.len() / 1024 * 1024
+            }
+        }
+    }
+
     /// The columns of its answer; none for one without rows.
     pub(super) fn columns(&self) -> Vec<OutputColumn> {
         match self {

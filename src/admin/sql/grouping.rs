@@ -89,7 +89,10 @@ pub(super) fn group_keys(
                 "aggregate functions are not allowed in GROUP BY",
             ));
         }
-        keys.push(key);
+        // One that is named again makes no other groups, and it may be large.
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
     }
     Ok(keys)
 }

@@ -19,6 +19,7 @@ mod plan;
 mod planner;
 mod select;
 mod shape;
+mod size;
 #[cfg(test)]
 mod tests;
 

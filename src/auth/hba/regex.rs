@@ -7,10 +7,14 @@
 //! `$`. An expression is parsed here and given to the engine as sets of bytes, so that none of the
 //! engine's own syntax applies. The rest is refused.
 
+mod set;
+
 use std::fmt::Write as _;
 
 use bytes::Bytes;
 use regex::bytes::{Regex, RegexBuilder};
+
+use set::{Set, class};
 
 /// The longest expression, in bytes.
 pub const MAX_PATTERN: usize = 1024;
@@ -18,6 +22,12 @@ pub const MAX_PATTERN: usize = 1024;
 const MAX_DEPTH: usize = 20;
 /// The most single-byte steps after repetitions are written out; PostgreSQL has a higher limit.
 const MAX_STEPS: usize = 4096;
+/// What the engine makes of an expression, in bytes: of any, of each byte, of each step, and of
+/// each range of a step. The engine does not say; these are above all that was measured.
+const PROGRAM: usize = 8192;
+const PER_BYTE: usize = 16;
+const PER_STEP: usize = 128;
+const PER_RANGE: usize = 24;
 /// PostgreSQL's limit for `{m,n}`.
 const MAX_REPEAT: u16 = 255;
 
@@ -77,6 +87,7 @@ pub struct Pattern {
     regex: Regex,
     group: Result<(), PatternError>,
     steps: usize,
+    size: usize,
 }
 
 impl PartialEq for Pattern {
@@ -122,6 +133,10 @@ impl Pattern {
             regex,
             group: node.certain_group(),
             steps,
+            size: PROGRAM
+                + source.len() * PER_BYTE
+                + steps * PER_STEP
+                + node.written_out(Set::ranges) * PER_RANGE,
         })
     }
 
@@ -129,6 +144,12 @@ impl Pattern {
     /// have to be compared with each of them.
     pub fn steps(&self) -> usize {
         self.steps
+    }
+
+    /// The bytes of memory that it takes, at most; without those that a search takes, which stay
+    /// with the expression that searched. A clone begins without them.
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     /// As written, without the `/`.
@@ -153,77 +174,6 @@ impl Pattern {
     }
 }
 
-/// A set of bytes.
-#[derive(Clone, Copy)]
-struct Set([u64; 4]);
-
-impl Set {
-    fn of(contains: impl Fn(u8) -> bool) -> Self {
-        let mut set = Self([0; 4]);
-        for byte in 0..=u8::MAX {
-            if contains(byte) {
-                set.insert(byte);
-            }
-        }
-        set
-    }
-
-    fn insert(&mut self, byte: u8) {
-        self.0[usize::from(byte >> 6)] |= 1 << (byte & 63);
-    }
-
-    fn contains(self, byte: u8) -> bool {
-        self.0[usize::from(byte >> 6)] & 1 << (byte & 63) != 0
-    }
-
-    fn add(&mut self, other: Self) {
-        for (word, more) in self.0.iter_mut().zip(other.0) {
-            *word |= more;
-        }
-    }
-
-    fn negated(self) -> Self {
-        Self(self.0.map(|word| !word))
-    }
-
-    fn write(self, out: &mut String) {
-        out.push('[');
-        let mut next = 0_u16;
-        while next < 256 {
-            let first = next;
-            while next < 256 && u8::try_from(next).is_ok_and(|byte| self.contains(byte)) {
-                next += 1;
-            }
-            if next > first {
-                let _ = write!(out, "\\x{first:02x}-\\x{:02x}", next - 1);
-            }
-            next += 1;
-        }
-        out.push(']');
-    }
-}
-
-/// The class of a name in `[:…:]`, in the C locale.
-fn class(name: &[u8]) -> Option<Set> {
-    let contains: fn(u8) -> bool = match name {
-        b"alnum" => |byte| byte.is_ascii_alphanumeric(),
-        b"alpha" => |byte| byte.is_ascii_alphabetic(),
-        b"blank" => |byte| matches!(byte, b' ' | b'\t'),
-        b"cntrl" => |byte| byte.is_ascii_control(),
-        b"digit" => |byte| byte.is_ascii_digit(),
-        b"graph" => |byte| byte.is_ascii_graphic(),
-        b"lower" => |byte| byte.is_ascii_lowercase(),
-        b"print" => |byte| byte.is_ascii_graphic() || byte == b' ',
-        b"punct" => |byte| byte.is_ascii_punctuation(),
-        b"space" => |byte| matches!(byte, b' ' | b'\t'..=b'\r'),
-        b"upper" => |byte| byte.is_ascii_uppercase(),
-        b"xdigit" => |byte| byte.is_ascii_hexdigit(),
-        b"word" => |byte| byte.is_ascii_alphanumeric() || byte == b'_',
-        _ => return None,
-    };
-    Some(Set::of(contains))
-}
-
 enum Node {
     Set(Set),
     Start,
@@ -244,16 +194,22 @@ enum Node {
 impl Node {
     /// How many single-byte steps it takes, repetitions written out.
     fn steps(&self) -> usize {
+        self.written_out(|_| 1)
+    }
+
+    /// Sets count as `of` says, everything else as one.
+    fn written_out(&self, of: fn(&Set) -> usize) -> usize {
         match self {
-            Self::Set(_) | Self::Start | Self::End => 1,
-            Self::Group { inner, .. } => inner.steps().saturating_add(1),
+            Self::Set(set) => of(set),
+            Self::Start | Self::End => 1,
+            Self::Group { inner, .. } => inner.written_out(of).saturating_add(1),
             Self::Repeat { inner, min, max } => {
                 let times = usize::from(max.unwrap_or(*min).max(1));
-                inner.steps().saturating_mul(times)
+                inner.written_out(of).saturating_mul(times)
             }
-            Self::Sequence(nodes) | Self::Either(nodes) => {
-                nodes.iter().fold(0, |sum, node| sum.saturating_add(node.steps()))
-            }
+            Self::Sequence(nodes) | Self::Either(nodes) => nodes
+                .iter()
+                .fold(0, |sum, node| sum.saturating_add(node.written_out(of))),
         }
     }
 
@@ -512,7 +468,7 @@ impl Parser<'_> {
     /// After the `[`.
     fn bracket(&mut self) -> Result<Set, PatternError> {
         let negated = self.eat(b'^');
-        let mut set = Set([0; 4]);
+        let mut set = Set::of(|_| false);
         let mut is_first = true;
         loop {
             let byte = self.next().ok_or(PatternError::Brackets)?;
