@@ -208,20 +208,3 @@ fn how(ending: Ending) -> String {
         }
     }
 }
-
-/// The longest list of names.
-const MOST_NAMES: usize = 20;
-
-/// Completes "there is no cluster x": the names there are.
-pub(super) fn there_is<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    let names: Vec<&str> = names.collect();
-    match names.len() {
-        0 => "there is none".to_owned(),
-        1..=MOST_NAMES => format!("there is: {}", names.join(", ")),
-        count => format!(
-            "there is: {} and {} more",
-            names[..MOST_NAMES].join(", "),
-            count - MOST_NAMES
-        ),
-    }
-}

@@ -4,6 +4,8 @@
 //! Guarantees: that nobody can write comes before everything else, then what is down, then the
 //! rest. A problem has the same key as long as it lasts, whatever its numbers do.
 
+mod finding;
+mod pool;
 mod since;
 mod standing;
 
@@ -12,15 +14,15 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use self::finding::Finding;
 use super::holding::SwitchoverStatus;
 use super::views::{
     CertificateView, ClusterSummary, HoldView, MemberStatus, MemberView, PoolView, RouteView, RouterView,
 };
+use super::words::lasting;
 use crate::events::Standing;
 pub(super) use since::since;
 
-/// A session that waits longer for a server connection is worth a word.
-const LONG_WAIT_MS: u64 = 1000;
 /// A certificate that is valid for fewer days is worth a word.
 const FEW_DAYS: i64 = 14;
 
@@ -28,10 +30,11 @@ const FEW_DAYS: i64 = 14;
 pub enum Wellness {
     #[serde(rename = "well")]
     Well,
-    /// Clients are served, and something is not as it should be.
+    /// Clients are served or wait, and something is not as it should be.
     #[serde(rename = "degraded")]
     Degraded,
-    /// Clients of a route find no server.
+    /// Some clients get an error now: new ones of a disabled route, those of a full pool that
+    /// waited too long, or all of a route without a server.
     #[serde(rename = "no service")]
     NoService,
 }
@@ -52,7 +55,7 @@ pub enum Rank {
     /// Nobody can write, in a cluster or through a route.
     #[serde(rename = "no writes")]
     NoWrites,
-    /// A member is down, or a route serves nobody.
+    /// A member is down, or clients of a route get errors.
     #[serde(rename = "down")]
     Down,
     #[serde(rename = "warning")]
@@ -70,7 +73,7 @@ pub struct ProblemView {
     pub what: String,
     /// May be empty.
     pub why: String,
-    /// The command that ends it; empty: it ends by itself, or nobody knows one.
+    /// What to do, with the command where there is one. Never empty.
     pub remedy: String,
     /// All of that.
     pub text: String,
@@ -194,18 +197,13 @@ struct Told {
 }
 
 impl Told {
-    fn new(what: String, why: impl Into<String>, since_ms: Option<u64>) -> Self {
+    fn new(finding: &Finding<'_>, what: String, why: impl Into<String>, since_ms: Option<u64>) -> Self {
         Self {
             what,
             why: why.into(),
-            remedy: String::new(),
+            remedy: finding.remedy(),
             since_ms,
         }
-    }
-
-    fn ended_by(self, remedy: impl Into<String>) -> Self {
-        let remedy = remedy.into();
-        Self { remedy, ..self }
     }
 }
 
@@ -231,16 +229,17 @@ impl Found<'_> {
 
     fn router(&mut self) {
         let RouterView { state, reason, .. } = self.facts.router;
-        let rank = match state.as_str() {
+        let (rank, finding) = match state.as_str() {
             "ready" => return,
-            "drain" => Rank::Warning,
-            _ => Rank::Down,
+            "drain" => (Rank::Warning, Finding::RouterDrained),
+            "starting" => (Rank::Down, Finding::RouterStarting),
+            _ => (Rank::Down, Finding::RouterStopping),
         };
         let why = reason.clone().unwrap_or_default();
         let since = (state == "drain")
             .then(|| (self.since)(Subject::Router))
             .flatten();
-        let told = Told::new(format!("the router is not ready ({state})"), why, since);
+        let told = Told::new(&finding, format!("the router is not ready ({state})"), why, since);
         self.add("router", rank, Wellness::Degraded, told);
     }
 
@@ -251,18 +250,25 @@ impl Found<'_> {
         }
         if let Some(why) = &cluster.source.error {
             let what = format!("cluster {name}: the list of members may be out of date");
-            let told = Told::new(what, why, (self.since)(Subject::Source(name)));
+            let told = Told::new(
+                &Finding::SourceLost,
+                what,
+                why,
+                (self.since)(Subject::Source(name)),
+            );
             self.warn(&format!("source {name}"), told);
         }
         if let Some(how) = &cluster.source.disagreement {
             let what = format!("cluster {name}: the endpoints disagree");
-            let told = Told::new(what, how, (self.since)(Subject::Disagreement(name)));
+            let since = (self.since)(Subject::Disagreement(name));
+            let told = Told::new(&Finding::EndpointsDisagree, what, how, since);
             self.warn(&format!("disagreement {name}"), told);
         }
         if cluster.paused {
             let what = format!("cluster {name}: Patroni is paused, so it does not fail over");
-            let told = Told::new(what, "", (self.since)(Subject::Patroni(name)));
-            self.warn(&format!("patroni {name}"), told.ended_by("`patronictl resume`"));
+            let since = (self.since)(Subject::Patroni(name));
+            let told = Told::new(&Finding::PatroniPaused, what, "", since);
+            self.warn(&format!("patroni {name}"), told);
         }
     }
 
@@ -293,12 +299,17 @@ impl Found<'_> {
         let since = (self.since)(Subject::NoLeader(name));
         let writers = self.shut_writers(cluster);
         if writers.is_empty() {
-            let told = Told::new(format!("cluster {name} has no leader"), why, since);
+            let what = format!("cluster {name} has no leader");
+            let told = Told::new(&Finding::NoLeader, what, why, since);
             self.warn(&key, told);
             return;
         }
         let holds: Vec<&HoldView> = writers.iter().filter_map(|route| route.hold.as_ref()).collect();
+        let mut finding = Finding::NoLeader;
         if let Some(hold) = holds.iter().find(|hold| hold.kind != "no server") {
+            finding = Finding::RouteHeld {
+                ended_by: &hold.ended_by,
+            };
             why += "; ";
             why += &hold.cause;
             why += &by(hold);
@@ -312,7 +323,7 @@ impl Found<'_> {
         };
         let held_since = holds.iter().map(|hold| hold.since_ms).min();
         let what = format!("nobody can write to cluster {name}, which has no leader");
-        let told = Told::new(what, why, since.or(held_since));
+        let told = Told::new(&finding, what, why, since.or(held_since));
         self.add(&key, Rank::NoWrites, severity, told);
     }
 
@@ -320,9 +331,7 @@ impl Found<'_> {
         let (name, key) = (&route.name, format!("route {}", route.name));
         let cluster = route.cluster.as_deref().unwrap_or_default();
         if route.admin == "disabled" {
-            let what = format!("route {name} is disabled");
-            let told = Told::new(what, "", (self.since)(Subject::Disabled(name)));
-            self.warn(&key, told.ended_by(format!("`trunkline enable {name}`")));
+            self.disabled(route, &key);
             return;
         }
         let is_writer = is_writer(route);
@@ -345,16 +354,35 @@ impl Found<'_> {
                 String::new()
             };
             let why = format!("{}{reasons}{}{}", hold.cause, by(hold), held(&[hold]));
-            let told = Told::new(what, why, Some(hold.since_ms)).ended_by(&hold.ended_by);
+            let finding = Finding::RouteHeld {
+                ended_by: &hold.ended_by,
+            };
+            let told = Told::new(&finding, what, why, Some(hold.since_ms));
             self.add(&key, rank, Wellness::Degraded, told);
         } else if let Some(left) = route.paused_s {
-            let why = format!("it is paused for another {left} s");
-            let told = Told::new(what, why, (self.since)(Subject::Paused(name)));
-            let told = told.ended_by(format!("`trunkline unpause {name}`"));
+            let why = format!("it is paused, {} left", lasting(left));
+            let since = (self.since)(Subject::Paused(name));
+            let told = Told::new(&Finding::RoutePaused(name), what, why, since);
             self.add(&key, rank, Wellness::Degraded, told);
         } else if route.members.is_empty() {
             let why = format!("no member can serve it{}", self.no_member(cluster, name));
-            self.add(&key, rank, Wellness::NoService, Told::new(what, why, None));
+            let told = Told::new(&Finding::RouteUnserved, what, why, None);
+            self.add(&key, rank, Wellness::NoService, told);
+        }
+    }
+
+    /// New clients are refused, unless no listener has the route.
+    fn disabled(&mut self, route: &RouteView, key: &str) {
+        let name = &route.name;
+        let finding = Finding::RouteDisabled(name);
+        let since = (self.since)(Subject::Disabled(name));
+        let what = format!("route {name} is disabled");
+        if route.cluster.is_none() {
+            let told = Told::new(&finding, what, "no listener has it", since);
+            self.warn(key, told);
+        } else {
+            let told = Told::new(&finding, what, "new clients get an error", since);
+            self.add(key, Rank::Down, Wellness::NoService, told);
         }
     }
 
@@ -393,7 +421,7 @@ impl Found<'_> {
             format!(" to {candidate}")
         };
         let what = format!("a switchover from {leader}{to} runs");
-        self.warn("switchover", Told::new(what, step, None));
+        self.warn("switchover", Told::new(&Finding::Switchover, what, step, None));
     }
 
     fn member(&mut self, member: &MemberView) {
@@ -403,7 +431,12 @@ impl Found<'_> {
             (_, MemberStatus::Down) => {
                 let why = member.check.text.clone().unwrap_or_default();
                 let what = format!("{name} is DOWN ({})", member.check.status);
-                let told = Told::new(what, why, (self.since)(Subject::Down(cluster, name)));
+                let finding = Finding::MemberDown {
+                    member: name,
+                    check: &member.check.status,
+                };
+                let since = (self.since)(Subject::Down(cluster, name));
+                let told = Told::new(&finding, what, why, since);
                 self.add(&key, Rank::Down, Wellness::Degraded, told);
             }
             (state @ ("maint" | "drain"), _) => {
@@ -413,14 +446,13 @@ impl Found<'_> {
                     "drained"
                 };
                 let since = (self.since)(Subject::Admin(cluster, name, state));
-                let told = Told::new(format!("{name} is {word}"), "", since);
-                self.warn(&key, told.ended_by(format!("`trunkline ready {name}`")));
+                let finding = Finding::MemberOutOfService(name);
+                let told = Told::new(&finding, format!("{name} is {word}"), "", since);
+                self.warn(&key, told);
             }
             (_, MemberStatus::Ini) => {
-                self.warn(
-                    &key,
-                    Told::new(format!("{name} has not been checked yet"), "", None),
-                );
+                let what = format!("{name} has not been checked yet");
+                self.warn(&key, Told::new(&Finding::MemberUnchecked, what, "", None));
             }
             (_, MemberStatus::Up | MemberStatus::Drain | MemberStatus::Maint) => {
                 let mut fitness = member.routes.iter();
@@ -430,33 +462,10 @@ impl Found<'_> {
                 let route = &behind.route;
                 let what = format!("{name} is too far behind the leader for route {route}");
                 let since = (self.since)(Subject::Lag(cluster, name, route));
-                self.warn(&format!("lag {cluster}/{name}"), Told::new(what, "", since));
+                let told = Told::new(&Finding::MemberLags(name), what, "", since);
+                self.warn(&format!("lag {cluster}/{name}"), told);
             }
         }
-    }
-
-    fn pool(&mut self, pool: &PoolView) {
-        let PoolView {
-            route,
-            user,
-            database,
-            waiting,
-            longest_wait_ms,
-            ..
-        } = pool;
-        if *waiting == 0 || *longest_wait_ms <= LONG_WAIT_MS {
-            return;
-        }
-        let (sessions, wait) = match waiting {
-            1 => ("1 session".to_owned(), "waits"),
-            count => (format!("{count} sessions"), "wait"),
-        };
-        let what = format!(
-            "{sessions} of {user} of route {route} to {database} {wait} for a server connection, the longest for \
-             {longest_wait_ms} ms"
-        );
-        let key = format!("pool {route} {user} {database} {}", pool.router_process_id);
-        self.warn(&key, Told::new(what, "", None));
     }
 
     fn certificate(&mut self, certificate: &CertificateView) {
@@ -468,14 +477,13 @@ impl Found<'_> {
             ..
         } = certificate;
         let key = format!("certificate {file} {number}");
-        let remedy = match certificate.used_for.as_str() {
-            "patroni" | "etcd" => "renew it, and run `trunkline reload`, which reads the new file",
-            _ => "renew it; the router reads the new file by itself",
+        let finding = Finding::Certificate {
+            is_read_again: !matches!(certificate.used_for.as_str(), "patroni" | "etcd"),
         };
         if *days_left < 0 {
             let what = format!("the certificate {subject} has expired ({file})");
             let since = u64::try_from(certificate.not_after_ms).ok();
-            let told = Told::new(what, "", since).ended_by(remedy);
+            let told = Told::new(&finding, what, "", since);
             self.add(&key, Rank::Down, Wellness::Degraded, told);
         } else if *days_left < FEW_DAYS {
             let days = match days_left {
@@ -484,7 +492,7 @@ impl Found<'_> {
                 days => format!("in {days} days"),
             };
             let what = format!("the certificate {subject} expires {days} ({file})");
-            self.warn(&key, Told::new(what, "", None).ended_by(remedy));
+            self.warn(&key, Told::new(&finding, what, "", None));
         }
     }
 }
@@ -503,16 +511,17 @@ fn by(hold: &HoldView) -> String {
     by.map(|by| format!(", ordered by {by}")).unwrap_or_default()
 }
 
-/// `; 12 clients are held, for 19 s more at most`
+/// `; 12 clients are held, 19 s left at most`
 fn held(holds: &[&HoldView]) -> String {
     let Some(left) = holds.iter().map(|hold| hold.left_s).max() else {
         return String::new();
     };
     let clients = match holds.iter().map(|hold| hold.clients).sum::<usize>() {
+        0 => "no client is held now".to_owned(),
         1 => "1 client is held".to_owned(),
         count => format!("{count} clients are held"),
     };
-    format!("; {clients}, for {left} s more at most")
+    format!("; {clients}, {} left at most", lasting(left))
 }
 
 #[cfg(test)]

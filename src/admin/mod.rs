@@ -30,6 +30,7 @@ mod relation;
 mod sql;
 mod stats;
 mod views;
+mod words;
 mod write_timeout;
 
 pub use crate::events::subject as event_subject;
@@ -55,3 +56,4 @@ pub use views::{
     LeaderView, LimitView, ListenerView, MemberView, PeerView, PoolMemberView, PoolView, RouteView,
     RouterView, ServerConnectionView, SessionView, SettingView,
 };
+pub use words::{lasting, lasting_ms, there_are};

@@ -16,7 +16,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::handles::{ClusterView, Phase};
-use super::member_checks;
 use crate::cluster::snapshot::{AdminState, Leader, Member, NamedBy, Role, Snapshot};
 use crate::config::Route;
 use crate::routing;
@@ -222,13 +221,19 @@ pub struct MemberView {
     /// Empty where the source gives none.
     pub host: String,
     pub port: u16,
+    /// By the source.
     pub role: Option<String>,
+    /// As tables show it: `leader` only for the verified leader, [`NAMED_LEADER`] for another that
+    /// the source names. `None` also from a router of an older version.
+    #[serde(default)]
+    pub role_shown: Option<String>,
     /// It is the verified leader.
     pub leader: bool,
     /// By the source.
     pub state: String,
     pub timeline: Option<u32>,
-    /// Bytes.
+    /// Bytes, by this router's probes; `None` if it is not known. The source's number is not taken:
+    /// it stays as it is when the member is dead.
     pub lag: Option<u64>,
     pub lag_seconds: Option<f64>,
     pub tags: BTreeMap<String, serde_json::Value>,
@@ -289,12 +294,18 @@ pub struct RouteFitness {
 }
 
 impl MemberView {
+    /// What tables show as its role.
+    pub fn shown_role(&self) -> Option<&str> {
+        self.role_shown.as_deref().or(self.role.as_deref())
+    }
+
     pub(super) fn new(view: &ClusterView, snapshot: &Snapshot, member: &Member, load: MemberLoad) -> Self {
         let leader =
             matches!(&snapshot.leader, Leader::Verified { member: leader, .. } if *leader == member.name);
         let health = &member.health;
         let facts = health.facts.as_ref();
-        let lag_time = member.measured.filter(|_| !leader).and_then(|lag| lag.time);
+        let lag = member.measured.filter(|_| !leader && health.up);
+        let role = role(member, leader);
         let answered =
             || facts.map(|facts| format!("answered in {:.1} ms", facts.latency.as_secs_f64() * 1e3));
         let age = |millis: u128| u64::try_from(millis).unwrap_or(u64::MAX);
@@ -303,16 +314,13 @@ impl MemberView {
             cluster: view.name.to_string(),
             host: member.host.clone(),
             port: member.port,
-            role: role(member, leader).map(str::to_owned),
+            role: role.map(str::to_owned),
+            role_shown: shown_role(role, leader).map(str::to_owned),
             leader,
             state: member.state.clone(),
             timeline: facts.map(|facts| facts.timeline).or(member.timeline),
-            lag: if leader {
-                None
-            } else {
-                member_checks::replay_lag(member)
-            },
-            lag_seconds: lag_time.map(|time| time.as_secs_f64()),
+            lag: lag.map(|lag| lag.bytes),
+            lag_seconds: lag.and_then(|lag| lag.time).map(|time| time.as_secs_f64()),
             tags: member.tags.clone(),
             status: MemberStatus::of(member),
             check: CheckView {
@@ -328,6 +336,19 @@ impl MemberView {
             server_connections: Some(load.connections),
             routes: routes(view, snapshot, member),
         }
+    }
+}
+
+/// The role of a member that the source names as the leader, and that this router has not verified:
+/// it was killed, is being promoted, or another one leads by now.
+const NAMED_LEADER: &str = "named leader";
+
+/// The role that does not contradict who leads.
+fn shown_role(role: Option<&str>, is_leader: bool) -> Option<&str> {
+    match role {
+        _ if is_leader => Some("leader"),
+        Some("leader") => Some(NAMED_LEADER),
+        role => role,
     }
 }
 
@@ -462,6 +483,10 @@ pub struct PoolView {
     pub waiting: usize,
     /// Of the session that waits first.
     pub longest_wait_ms: u64,
+    /// When a session was last refused a connection, because it waited too long or too many did:
+    /// milliseconds since 1970. `None`: never.
+    #[serde(default)]
+    pub last_refused_ms: Option<u64>,
     /// Those with connections.
     pub members: Vec<PoolMemberView>,
     /// The process of this router that has the pool.

@@ -2,7 +2,7 @@
 
 use super::administer::{clusters, understood};
 use super::remote::{Remote, Router};
-use crate::admin::RouteView;
+use crate::admin::{RouteView, there_are};
 
 /// # Errors
 /// There is no such cluster, member or route; in words, for the user, with the names there are.
@@ -47,7 +47,7 @@ fn found<'n>(
         return Ok(());
     }
     Err(format!(
-        "{place} no {what} {name} (there is: {})",
-        names.join(", ")
+        "{place} no {what} {name} ({})",
+        there_are(names.into_iter())
     ))
 }

@@ -159,7 +159,7 @@ fn confirmed() -> Result<(), String> {
         Ok(1..) if matches!(line.trim(), "yes" | "y") => Ok(()),
         Ok(1..) => Err("nothing was changed".to_owned()),
         Ok(0) | Err(_) => {
-            Err("\nnothing was changed: nobody answers here; --yes goes on without a question".to_owned())
+            Err("\nnothing was changed: the question was not answered; --yes goes on without it".to_owned())
         }
     }
 }

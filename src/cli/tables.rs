@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use super::table::Table;
 use crate::admin::{
-    HoldView, MemberView, PoolMemberView, PoolView, RouteView, ServerConnectionView, SessionView,
+    HoldView, MemberView, PoolMemberView, PoolView, RouteView, ServerConnectionView, SessionView, lasting,
+    lasting_ms,
 };
 
 /// As a cell: `-` where there is nothing.
@@ -52,7 +53,7 @@ pub(super) fn member_table(members: &[MemberView]) -> String {
         table.row(vec![
             word(&member.name),
             address,
-            optional(member.role.as_ref()),
+            optional(member.shown_role().as_ref()),
             word(&member.state),
             member.status.to_string(),
             word(&member.admin),
@@ -82,7 +83,7 @@ pub(super) fn route_table(routes: &[RouteView]) -> String {
             optional(route.access.as_ref()),
             word(&route.pool),
             match route.paused_s {
-                Some(left) => format!("{}, paused ({left}s)", word(&route.admin)),
+                Some(left) => format!("{}, paused, {} left", word(&route.admin), lasting(left)),
                 None => word(&route.admin),
             },
             route.sessions.to_string(),
@@ -133,7 +134,7 @@ pub(super) fn pool_table(pools: &[PoolView]) -> String {
                     .map_or_else(|| "-".to_owned(), |most| most.to_string()),
                 pool.reserve.to_string(),
                 pool.waiting.to_string(),
-                format!("{}ms", pool.longest_wait_ms),
+                lasting_ms(pool.longest_wait_ms),
                 process(pool.router_process_id),
                 word(&pins.collect::<Vec<_>>().join(",")),
             ]);
@@ -157,8 +158,8 @@ pub(super) fn server_table(servers: &[ServerConnectionView]) -> String {
             word(&server.database),
             word(&server.state),
             optional(server.session.as_ref()),
-            optional(server.held_s.map(age).as_ref()),
-            optional(server.idle_ms.map(|idle| age(idle / 1000)).as_ref()),
+            optional(server.held_s.map(lasting).as_ref()),
+            optional(server.idle_ms.map(|idle| lasting(idle / 1000)).as_ref()),
             optional(server.leases.as_ref()),
             process(server.router_process_id),
         ]);
@@ -183,7 +184,7 @@ pub(super) fn session_table(sessions: &[SessionView]) -> String {
             process(session.process_id),
             session_state(session),
             optional(held(session).as_ref()),
-            age(session.age_s),
+            lasting(session.age_s),
             session.transactions.to_string(),
             bytes(session.bytes_up),
             bytes(session.bytes_down),
@@ -196,8 +197,8 @@ pub(super) fn session_table(sessions: &[SessionView]) -> String {
 
 /// For how long it has had its server connection, or waits for one.
 fn held(session: &SessionView) -> Option<String> {
-    let waits = session.waiting_s.map(|waits| format!("waits {}", age(waits)));
-    waits.or_else(|| session.held_s.map(age))
+    let waits = session.waiting_s.map(|waits| format!("waits {}", lasting(waits)));
+    waits.or_else(|| session.held_s.map(lasting))
 }
 
 /// What a table of pools does not count.
@@ -212,12 +213,16 @@ pub(super) fn held_beside_pools(holds: &[HoldView], route: Option<&str>) -> Stri
     text
 }
 
-/// `idle`, `idle, detached`, `idle, pinned (listen)`, `active (ending: …)`
+/// `idle`, `idle, detached`, `waiting`, `idle, pinned (listen)`, `active (ending: …)`
 fn session_state(session: &SessionView) -> String {
-    let mut text = session.state.to_string();
+    // Who waits for a server connection is not idle, and not active there.
+    let mut text = match session.phase.as_str() {
+        "waiting" => session.phase.clone(),
+        _ => session.state.to_string(),
+    };
     // Writing to a String does not fail.
     match (session.phase.as_str(), session.pins.is_empty()) {
-        ("relaying", _) => {}
+        ("relaying" | "waiting", _) => {}
         (phase, true) => _ = write!(text, ", {phase}"),
         (phase, false) => _ = write!(text, ", {phase} ({})", session.pins.join(", ")),
     }
@@ -243,17 +248,6 @@ pub(super) fn bytes(amount: u64) -> String {
     }
 }
 
-/// `12s`, `5m12s`, `3h5m`, `2d3h`
-pub(super) fn age(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m{}s", seconds % 60),
-        (0, hours, minutes) => format!("{hours}h{}m", minutes % 60),
-        (days, hours, _) => format!("{days}d{}h", hours % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde::Deserialize as _;
@@ -263,11 +257,9 @@ mod tests {
     use crate::cli::status::scene::session;
 
     #[test]
-    fn amounts_and_ages_are_short() {
+    fn amounts_are_short() {
         let shown = [0, 1023, 1536, 10_240, 20 << 20, 3 << 30].map(bytes);
         assert_eq!(shown, ["0", "1023", "1.5k", "10k", "20M", "3.0G"]);
-        let shown = [12, 312, 11_100, 183_600].map(age);
-        assert_eq!(shown, ["12s", "5m12s", "3h5m", "2d3h"]);
     }
 
     #[test]
@@ -292,7 +284,8 @@ mod tests {
                 "idle,",
                 "detached",
                 "-",
-                "9s",
+                "9",
+                "s",
                 "3",
                 "0",
                 "0",
@@ -311,8 +304,8 @@ mod tests {
             "check": {"status": "L7OK", "text": "answered in 0.5 ms", "in_a_row": 2, "age_ms": 1},
             "routes": [{"route": "read-write", "fit": false, "reason": "is being drained"}],
         });
-        let member = MemberView::deserialize(&member).expect("a member");
-        let text = member_table(&[member]);
+        let mut member = MemberView::deserialize(&member).expect("a member");
+        let text = member_table(std::slice::from_ref(&member));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
         for (heading, cell) in [("STATUS", "DRAIN"), ("CHECK", "L7OK"), ("ADMIN", "drain")] {
@@ -322,5 +315,19 @@ mod tests {
                 "{text}"
             );
         }
+        // Patroni still names it, and the router has verified nobody.
+        (member.role_shown, member.lag) = (Some("named leader".to_owned()), None);
+        let text = member_table(&[member]);
+        assert!(text.contains("  named leader  streaming  "), "{text}");
+        assert!(text.contains("  3    -         2  "), "{text}");
+    }
+
+    #[test]
+    fn who_waits_for_a_connection_is_not_idle() {
+        let mut waiting = session(7, "idle", 75, 3, 0);
+        (waiting.phase, waiting.waiting_s) = ("waiting".to_owned(), Some(3));
+        let text = session_table(&[waiting]);
+        assert!(text.contains("  waiting  waits 3 s  1 min 15 s  "), "{text}");
+        assert!(!text.contains("idle"), "{text}");
     }
 }

@@ -19,7 +19,7 @@ use super::switchover::{RunningSwitchover, Switchover};
 use super::switchover_plan::{grace, longest_grace};
 use crate::admin::{
     HoldOperations, HoldView, PauseReport, PauseRequest, StopCheck, StopEnd, StopReport, SwitchoverPlan,
-    SwitchoverRequest, SwitchoverStatus,
+    SwitchoverRequest, SwitchoverStatus, there_are,
 };
 use crate::cluster::snapshot::{MemberName, OrderedBy, Snapshot};
 use crate::cluster::switchover::CHECKPOINT;
@@ -138,7 +138,8 @@ impl HoldingRouter {
         let handle = self.shared.holds.named(cluster);
         handle.ok_or_else(|| {
             let names = self.shared.holds.names();
-            format!("there is no cluster {cluster} (there is: {})", names.join(", "))
+            let names = there_are(names.iter().map(|name| &**name));
+            format!("there is no cluster {cluster} ({names})")
         })
     }
 

@@ -10,7 +10,7 @@ use super::holding::HoldingRouter;
 use super::running_hold::RunningHold;
 use super::switchover::DEFAULT_GRACE;
 use super::switchover_sessions::HeldSessions;
-use crate::admin::{SwitchoverPlan, SwitchoverRequest};
+use crate::admin::{SwitchoverPlan, SwitchoverRequest, there_are};
 use crate::cluster::snapshot::{Leader, Member, MemberName};
 use crate::cluster::switchover::{self, LeaderAccess, SwitchoverRight};
 use crate::session::holds::{CandidateState, HoldAnswer, HoldRefusal, HoldRequest, MAX_PROCESSES};
@@ -89,7 +89,10 @@ impl HoldingRouter {
                 let names = hold.peers.as_ref().map(PeerOrders::names).unwrap_or_default();
                 problems.push(match names.as_slice() {
                     [] => format!("there is no peer {peer}: no other peer is configured"),
-                    names => format!("there is no peer {peer} (there is: {})", names.join(", ")),
+                    names => format!(
+                        "there is no peer {peer} ({})",
+                        there_are(names.iter().map(|name| &**name))
+                    ),
                 });
             }
         }

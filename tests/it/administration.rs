@@ -290,11 +290,11 @@ fn the_token_decides_and_a_new_one_is_taken_up() {
     on.router.await_log(&["files loaded", "part=http.token_file"]);
     assert!(
         on.refused(&["drain", "nobody"])
-            .contains("has no member nobody (there is: ")
+            .contains("has no member nobody (there are ")
     );
     assert!(
         on.refused(&["members", "--cluster", "x"])
-            .contains("there is: main")
+            .contains("there is only main")
     );
     let usage = on.run(&["weight", &leader, "257"]);
     assert_eq!(usage.status.code(), Some(2));

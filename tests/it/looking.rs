@@ -106,7 +106,7 @@ fn a_healthy_cluster_of_three_is_one_screen_and_exit_code_0() {
     );
     // A name of a cluster that there is not.
     let (code, text) = trunkline(&["status", "--cluster", "other", "-c", &config(&router)]);
-    assert_eq!(text, "there is no cluster other (there is: main)\n");
+    assert_eq!(text, "there is no cluster other (there is only main)\n");
     assert_eq!(code, Some(2));
     let (code, text) = trunkline(&["status", "--json", "--cluster", "other", "-c", &config(&router)]);
     let document: Value = serde_json::from_str(&text).unwrap();
@@ -142,12 +142,18 @@ fn status_says_what_is_wrong_and_what_to_do() {
     let replica = Cluster::shared().replicas().remove(0);
     order(&["maint", &replica]);
     order(&["disable", "read-write"]);
+    let (code, text) = status(&router);
+    assert_eq!(code, Some(2), "new clients get an error: {text}");
+    assert!(
+        text.starts_with("NO SERVICE: route read-write is disabled, since "),
+        "{text}"
+    );
     let document = told(&router);
-    assert_eq!(document["result"], "degraded");
+    assert_eq!(document["result"], "no service");
     let problems = document["problems"].to_string();
     for part in [
         &format!("{replica} is in maintenance; to end it: `trunkline ready {replica}`"),
-        "route read-write is disabled; to end it: `trunkline enable read-write`",
+        "route read-write is disabled: new clients get an error; to end it: `trunkline enable read-write`",
     ] {
         assert!(problems.contains(part), "{part}: {problems}");
     }
@@ -327,7 +333,7 @@ fn several_clusters_are_on_one_screen_the_worst_first() {
     let (code, text) = ask("three");
     assert_eq!(
         (code, text.as_str()),
-        (Some(2), "there is no cluster three (there is: one, two)\n")
+        (Some(2), "there is no cluster three (there are one, two)\n")
     );
     one.standby.start_again();
     two.primary.start_again();

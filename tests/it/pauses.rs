@@ -163,7 +163,7 @@ fn a_pause_at_all_peers_lasts_there_over_a_restart_and_an_upgrade() {
     assert!(is_done && said.contains(" waits "), "{said}");
     let (is_done, said) = trunkline(&second, &["unpause", "read-write", "--cluster", "x"]);
     assert!(
-        !is_done && said.contains("there is no cluster x (there is: "),
+        !is_done && said.contains("there is no cluster x (there is only "),
         "{said}"
     );
 

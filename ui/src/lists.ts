@@ -15,7 +15,7 @@ export function members(): VNode {
     { title: "last check", isLong: true, cell: (member) => [h("b", null, member.check.status), ` ${member.check.text ?? ""}`] },
     { title: "in a row", isNumber: true, cell: (member) => member.check.in_a_row },
     { title: "age", isNumber: true, cell: (member) => member.check.age_ms === null ? "–" : millis(member.check.age_ms) },
-    { title: "role", cell: (member) => member.leader ? "leader" : member.role ?? "–" },
+    { title: "role", cell: (member) => member.role_shown ?? "–" },
     { title: "timeline", isNumber: true, cell: (member) => member.timeline ?? "–" },
     { title: "lag", isNumber: true, cell: (member) => member.lag === null ? "–" : bytes(member.lag) },
     { title: "admin", cell: (member) => member.admin },

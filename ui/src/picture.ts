@@ -45,7 +45,7 @@ function port(route: Route): VNode {
   const notes: Child[] = [];
   if (route.admin === "disabled") notes.push(h("span", { class: "tag warn" }, "▲ disabled"));
   if (route.paused_s !== null) notes.push(h("span", { class: "tag warn" }, `‖ paused, ${seconds(route.paused_s)} left`));
-  if (route.hold) notes.push(h("span", { class: "tag warn" }, `‖ ${count(route.hold.clients, "client")} held ${seconds(route.hold.held_s)} (${route.hold.kind})`));
+  if (route.hold) notes.push(h("span", { class: "tag warn" }, `‖ ${route.hold.clients ? count(route.hold.clients, "client") : "no client"} held, for ${seconds(route.hold.held_s)}, ${seconds(route.hold.left_s)} left (${route.hold.kind})`));
   if (waiting) notes.push(h("span", { class: "tag warn" }, `◷ ${waiting} waiting`));
   return h("li", {
     key: route.name, class: `port ${route.access === "read-write" ? "rw" : "ro"}`, "data-route": route.name,
@@ -71,7 +71,7 @@ function card(cluster: Cluster, member: Member): VNode {
   return h("li", { key: member.name, class: `member ${member.status.toLowerCase()}${member.leader ? " leader" : ""}`, "data-member": member.name },
     h("div", { class: "member-head" },
       h("strong", null, member.name), " ",
-      h("span", { class: "role" }, member.leader ? "★ leader" : (member.role ?? "unknown").replace("_", " ")), " ",
+      h("span", { class: "role" }, `${member.leader ? "★ " : ""}${(member.role_shown ?? "unknown").replace("_", " ")}`), " ",
       status(member.status)),
     h("div", { class: "soft host" }, `${member.host}:${member.port}`, member.state ? ` · ${member.state}` : ""),
     h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", { key: name }, h("dt", null, name), h("dd", null, value)))),

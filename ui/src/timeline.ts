@@ -186,7 +186,7 @@ export function routes(): VNode {
     { title: "access", cell: (route) => route.access ?? "–" },
     { title: "ports", cell: (route) => state.listeners === null ? "–" : state.listeners.filter((listener) => listener.route === route.name)
       .map((listener) => listener.socket ?? `${listener.address ?? "*"}:${listener.port}`).join(", ") },
-    { title: "state", cell: (route): Child => route.hold ? `held: ${route.hold.cause}` : route.paused_s !== null ? "paused" : route.admin },
+    { title: "state", cell: (route): Child => route.hold ? `held: ${route.hold.cause}` : route.paused_s !== null ? `paused, ${seconds(route.paused_s)} left` : route.admin },
     { title: "pool", cell: (route) => route.pool },
     { title: "leads to", cell: (route): Child => route.members.join(", ") || h("strong", { class: "bad" }, "nobody") },
     { title: "sessions", isNumber: true, cell: (route) => route.sessions },

@@ -21,7 +21,7 @@ export interface Cluster {
 export type Status = "UP" | "DOWN" | "DRAIN" | "MAINT" | "INI";
 
 export interface Member {
-  name: string; cluster: string; host: string; port: number; role: string | null; leader: boolean; state: string;
+  name: string; cluster: string; host: string; port: number; role: string | null; role_shown: string | null; leader: boolean; state: string;
   timeline: number | null; lag: number | null; lag_seconds: number | null; tags: Record<string, unknown>;
   status: Status; check: { status: string; text: string | null; in_a_row: number; age_ms: number | null };
   admin: string; weight: number; zone: string | null; sessions: number; server_connections: number | null;
@@ -48,7 +48,7 @@ export interface Switchover {
 
 export interface Problem {
   severity: "degraded" | "no service"; rank: "no writes" | "down" | "warning"; key: string; what: string; why: string;
-  since_ms: number | null;
+  remedy: string; since_ms: number | null;
 }
 
 export interface Health { result: string; problems: Problem[] }

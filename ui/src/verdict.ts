@@ -36,9 +36,9 @@ function level(problem: Problem): Level {
 
 function told(problem: Problem): string {
   const since = problem.since_ms === null ? "" : `, since ${moment(problem.since_ms)}`;
-  const text = `${problem.what}${since}${problem.why ? `: ${problem.why}` : ""}`;
+  const text = `${problem.what}${since}${problem.why ? `: ${problem.why}` : ""}${problem.remedy ? `; to end it: ${problem.remedy}` : ""}`;
   // A name stays as it is.
-  return /^(nobody|cluster|route|the|a) /.test(text) ? capital(text) : text;
+  return /^(nobody|cluster|route|sessions|the|a) /.test(text) ? capital(text) : text;
 }
 
 function old(state: State, now: number): string {

@@ -340,7 +340,7 @@ pub(super) fn find(sql: &str) -> Result<Option<Statement>, ErrorReply> {
         reply.hint("SHOW HELP lists the commands, \\d the views.")
     } else {
         reply.hint(format!(
-            "There is: {}. SHOW HELP lists all commands.",
+            "The console has {}. SHOW HELP lists all commands.",
             alike.join("; ")
         ))
     })

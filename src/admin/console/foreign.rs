@@ -207,7 +207,7 @@ mod tests {
         for (sql, code, hint) in [
             ("UNPAUSE rw", "0A000", "In the console it is RESUME"),
             ("close db1", "34000", "CLOSE SESSIONS and a member's name"),
-            ("CLOSE db1 NOW", "0A000", "There is: CLOSE SESSIONS"),
+            ("CLOSE db1 NOW", "0A000", "The console has CLOSE SESSIONS"),
             ("SHOW MEMBERS", "0A000", "SELECT * FROM members"),
             ("show route;", "0A000", "SELECT * FROM routes"),
             ("SHOW ALL", "0A000", "SELECT * FROM config"),
@@ -230,7 +230,7 @@ mod tests {
             ("SELECT * FROM 'members'", "42601", "\"members\""),
             ("SELECT member AS 'm' FROM members", "42601", "double quotes"),
             ("SELECT * FROM members ORDER BY 'lag'", "42601", "\"lag\""),
-            ("SELECT * FROM member", "42P01", "There is members"),
+            ("SELECT * FROM member", "42P01", "Did you mean members?"),
             ("TABLE pg_stat_activity", "42P01", "The console has sessions"),
             (
                 "SELECT 1 FROM pg_catalog.pg_roles r",

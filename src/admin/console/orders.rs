@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::super::actions::there_is;
 use super::super::handles::Handles;
 use super::super::holding::HoldOperations;
 use super::super::relation::Row;
+use super::super::words::there_are;
 use super::arguments::Arguments;
 use super::interrupts::Interrupts;
 use crate::events::Events;
@@ -182,7 +182,7 @@ impl SessionOrders {
 
 /// A hint: the names there are.
 fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    let text = there_is(names);
+    let text = there_are(names);
     text[..1].to_uppercase() + &text[1..] + "."
 }
 

@@ -26,6 +26,7 @@ fn pool(outdated: usize) -> PoolView {
         reserve: 0,
         waiting: 0,
         longest_wait_ms: 0,
+        last_refused_ms: None,
         members: vec![PoolMemberView {
             member: "db1".into(),
             idle: 0,

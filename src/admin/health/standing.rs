@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::finding::Finding;
 use super::{Found, Told};
 
 impl Found<'_> {
@@ -17,21 +18,21 @@ impl Found<'_> {
                 more => format!(" (and {more} faults more)"),
             };
             let told = Told::new(
+                &Finding::ReloadRefused { file: &refused.file },
                 "the last reload was refused, and the configuration from before stays in use".to_owned(),
                 format!("{}{more}", refused.fault),
                 millis(refused.since),
             );
-            let remedy = format!("correct {0}, and run `trunkline reload -c {0}`", refused.file);
-            self.warn("configuration", told.ended_by(remedy));
+            self.warn("configuration", told);
         }
         for (part, refused) in &standing.broken {
             let told = Told::new(
+                &Finding::FilesRefused,
                 format!("the new files of {part} are refused"),
                 refused.fault.clone(),
                 millis(refused.since),
             );
-            let remedy = "correct them; the router reads them again by itself";
-            self.warn(&format!("files {part}"), told.ended_by(remedy));
+            self.warn(&format!("files {part}"), told);
         }
         for left in standing.left(self.facts.now) {
             let (cluster, member) = (&left.cluster, &left.member);
@@ -39,12 +40,12 @@ impl Found<'_> {
                 continue;
             }
             let told = Told::new(
+                &Finding::MemberLeft,
                 format!("{member} has left cluster {cluster}"),
                 "it is not in the list of members any more, as after the end of its Patroni or its host",
                 millis(left.at),
             );
-            let remedy = "start it again, or nothing if it was meant: this is told for an hour";
-            self.warn(&format!("left {cluster}/{member}"), told.ended_by(remedy));
+            self.warn(&format!("left {cluster}/{member}"), told);
         }
     }
 }

@@ -148,20 +148,23 @@ fn that_nobody_can_write_comes_first_then_what_is_down_then_the_rest() {
     for (change, first) in [
         (
             leaderless as fn(&mut Scene),
-            "nobody can write to cluster main, which has no leader: no server accepts writes",
+            "nobody can write to cluster main, which has no leader: no server accepts writes; to end it: `patronictl list` \
+             and `trunkline doctor -c FILE` say why no member leads; it ends by itself when one does (docs/alerts.md, \
+             TrunklineNoLeader)",
         ),
         (
             |scene| scene.routes[0].paused_s = Some(7),
-            "nobody can write through route rw: it is paused for another 7 s; to end it: `trunkline unpause rw`",
+            "nobody can write through route rw: it is paused, 7 s left; to end it: `trunkline unpause rw`",
         ),
         (
             |scene| scene.routes[0].members.clear(),
-            "nobody can write through route rw: no member can serve it: db1 fits, db2 does not",
+            "nobody can write through route rw: no member can serve it: db1 fits, db2 does not; to end it: make a member fit \
+             again: `trunkline members` shows the state of each (docs/alerts.md, TrunklineRouteWithoutMember)",
         ),
         (
             |scene| scene.routes[0].hold = Some(hold("rw", "switchover", 1)),
-            "nobody can write through route rw: db1 is about to be stopped, ordered by router2; 1 client is held, for \
-             19 s more at most; to end it: `trunkline switchover --abort`",
+            "nobody can write through route rw: db1 is about to be stopped, ordered by router2; 1 client is held, \
+             19 s left at most; to end it: `trunkline switchover --abort`",
         ),
     ] {
         let mut scene = sound();
@@ -170,7 +173,13 @@ fn that_nobody_can_write_comes_first_then_what_is_down_then_the_rest() {
         change(&mut scene);
         let health = scene.health();
         assert_eq!(health.problems[0].text, first);
-        assert_eq!(health.problems[1].text, "db2 is DOWN (L7OK): refused");
+        assert!(
+            health.problems[1]
+                .text
+                .starts_with("db2 is DOWN (L7OK): refused; to end it: "),
+            "{}",
+            health.problems[1].text
+        );
         assert_eq!(health.problems.len(), 3);
     }
 }
@@ -193,7 +202,7 @@ fn a_cluster_without_a_leader_is_told_once_and_who_is_held_gets_no_error() {
     assert_eq!(
         health.problems[0].text,
         "nobody can write to cluster main, which has no leader: no server accepts writes; db1 is about to be stopped, \
-         ordered by router2; 13 clients are held, for 19 s more at most"
+         ordered by router2; 13 clients are held, 19 s left at most; to end it: `trunkline switchover --abort`"
     );
     // Sessions may see for themselves whether a full server accepts writes.
     scene.routes[0].hold = None;
@@ -202,11 +211,14 @@ fn a_cluster_without_a_leader_is_told_once_and_who_is_held_gets_no_error() {
     assert_eq!(
         health.problems[0].text,
         "nobody can write through route rw2: db1 is about to be stopped, ordered by \
-        router2; 1 client is held, for 19 s more at most; to end it: `trunkline switchover --abort`"
+        router2; 1 client is held, 19 s left at most; to end it: `trunkline switchover --abort`"
     );
-    assert_eq!(
-        health.problems[1].text,
-        "cluster main has no leader: no server accepts writes"
+    assert!(
+        health.problems[1].text.starts_with(
+            "cluster main has no leader: no server accepts writes; to end it: `patronictl list`"
+        ),
+        "{}",
+        health.problems[1].text
     );
     // Nobody is meant to write there.
     scene.routes = vec![from_value(route("ro", "read-only", "db2")).unwrap()];
@@ -270,9 +282,10 @@ fn events_say_since_when() {
         health.problems.iter().map(|problem| problem.since_ms).collect()
     };
     assert_eq!(since(&health), [Some(3000), Some(5000)]);
-    assert_eq!(
-        health.problems[1].told(Some("03:12:44")),
-        "db2 is DOWN (L7OK), since 03:12:44: refused"
+    let told = health.problems[1].told(Some("03:12:44"));
+    assert!(
+        told.starts_with("db2 is DOWN (L7OK), since 03:12:44: refused; to end it: "),
+        "{told}"
     );
     let mut scene = sound();
     scene.members[1].admin = text("maint");
@@ -324,7 +337,8 @@ fn a_switchover_and_certificates_are_told() {
         texts,
         [
             "the certificate CN=db has expired (/server.crt); to end it: renew it; the router reads the new file by itself",
-            "a switchover from db1 to db2 runs: a checkpoint was made in 0.1 s",
+            "a switchover from db1 to db2 runs: a checkpoint was made in 0.1 s; to end it: it ends by itself; `trunkline \
+             switchover --abort` undoes it as long as Patroni has not been asked",
             "the certificate CN=db expires in 1 day (/server.crt); to end it: renew it; the router reads the new file by \
              itself",
             "the certificate CN=db expires today (/server.crt); to end it: renew it, and run `trunkline reload`, which reads \
@@ -388,7 +402,7 @@ fn what_an_event_has_begun_is_told_while_it_lasts() {
             ),
             (
                 "db9 has left cluster main: it is not in the list of members any more, as after the end of its Patroni or \
-                 its host; to end it: start it again, or nothing if it was meant: this is told for an hour",
+                 its host; to end it: start its Patroni again; if it was removed on purpose, do nothing: this is said for an hour",
                 Some(2_000_000)
             ),
         ],
@@ -401,5 +415,73 @@ fn what_an_event_has_begun_is_told_while_it_lasts() {
             .problems
             .iter()
             .all(|problem| !problem.text.contains("db9"))
+    );
+}
+
+#[test]
+fn a_disabled_route_refuses_clients_and_so_does_a_full_pool_in_its_last_minute() {
+    let mut scene = sound();
+    scene.routes[1].admin = "disabled".to_owned();
+    let health = scene.health();
+    assert_eq!(
+        health.result,
+        Wellness::NoService,
+        "new clients of ro get an error"
+    );
+    assert_eq!(
+        health.problems[0].text,
+        "route ro is disabled: new clients get an error; to end it: `trunkline enable ro`"
+    );
+    // No client can come to it.
+    scene.routes[1].cluster = None;
+    assert_eq!(scene.health().result, Wellness::Degraded);
+
+    let mut scene = sound();
+    let pool = |waiting: usize, wait_ms: u64, refused_ms: Option<u64>| -> PoolView {
+        from_value(json!({"route": "rw", "cluster": "main", "user": "app", "database": "shop", "max_connections": 2,
+            "reserve": 0, "waiting": waiting, "longest_wait_ms": wait_ms, "last_refused_ms": refused_ms,
+            "router_process_id": 1, "members": [{"member": "db1", "idle": 0, "leased": 1, "opening": 1, "pinned": 0,
+            "pins": {}}]}))
+        .unwrap()
+    };
+    scene.pools = vec![pool(3, 1500, None)];
+    let health = scene.health();
+    assert_eq!(health.result, Wellness::Degraded, "they wait, and get no error");
+    let problem = &health.problems[0];
+    assert!(
+        problem.text.starts_with(
+            "the pool of user app and database shop on route rw is full: 2 of 2 to db1 are in use: 3 sessions wait, the \
+             longest for 1.5 s; to end it: `trunkline sessions --route rw`"
+        ),
+        "{}",
+        problem.text
+    );
+    assert_eq!(problem.since_ms, Some(5_000_000 - 1500));
+    // Now it is 5000 s.
+    scene.pools = vec![pool(1, 200, Some(4_988_000))];
+    let health = scene.health();
+    assert_eq!(health.result, Wellness::NoService);
+    assert_eq!(
+        health.problems[0].why,
+        "1 session waits, for 200 ms; a client was refused 12 s ago"
+    );
+    for (waiting, wait_ms, refused_ms) in [(0, 0, None), (1, 900, None), (0, 0, Some(4_900_000))] {
+        scene.pools = vec![pool(waiting, wait_ms, refused_ms)];
+        assert_eq!(
+            scene.health().result,
+            Wellness::Well,
+            "{waiting} {wait_ms} {refused_ms:?}"
+        );
+    }
+}
+
+#[test]
+fn nobody_is_held_is_no_plural_of_nothing() {
+    let mut scene = sound();
+    scene.routes[0].hold = Some(hold("rw", "switchover", 0));
+    let text = &scene.health().problems[0].text;
+    assert!(
+        text.contains("; no client is held now, 19 s left at most"),
+        "{text}"
     );
 }

@@ -248,7 +248,7 @@ pub(super) async fn administer(
             return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
                 "there is no such action",
-                "there is: ready, drain, maint, weight, close-sessions",
+                "the actions are ready, drain, maint, weight, close-sessions",
             );
         }
     };
@@ -380,7 +380,7 @@ pub(super) async fn administer_router(
             return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
                 "there is no such action",
-                "there is: drain, ready",
+                "the actions are drain, ready",
             );
         }
     };

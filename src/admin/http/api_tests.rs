@@ -246,7 +246,7 @@ async fn what_is_sent_reads_back_and_keeps_its_bytes() {
     let leader = json!({
         "admin": "ready", "check": {"age_ms": null, "in_a_row": 2, "status": "L7OK", "text": "answered in 1.0 ms"},
         "cluster": "main", "host": "db1.example", "lag": null, "lag_seconds": null, "leader": true, "name": "db1",
-        "port": 5432, "role": "leader",
+        "port": 5432, "role": "leader", "role_shown": "leader",
         "routes": [{"fit": true, "reason": "verified leader", "route": "read-write"},
                    {"fit": false, "reason": "is the leader", "route": "read-only"}],
         "server_connections": 4, "sessions": 1, "state": "running", "status": "UP", "tags": {}, "timeline": 3, "weight": 1,
@@ -275,6 +275,60 @@ async fn what_is_sent_reads_back_and_keeps_its_bytes() {
     assert_eq!(json!(again), sessions);
     let again: RouterView = serde_json::from_value(router.clone()).unwrap();
     assert_eq!(json!(again), router);
+}
+
+/// The source says for long that a dead leader leads and that a dead replica is not behind.
+#[tokio::test]
+async fn what_the_source_says_of_the_dead_is_not_shown_as_a_role_or_a_lag() {
+    let shown = |snapshot: Snapshot| {
+        let router = router(app(handles(vec![view(snapshot, LocalMember::None)])));
+        async move {
+            let request = Request::builder()
+                .uri("/api/v1/members")
+                .extension(Caller::new((IpAddr::from([127, 0, 0, 1]), 5000).into(), false));
+            let answer = router
+                .oneshot(request.body(Body::empty()).unwrap())
+                .await
+                .unwrap();
+            let body = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+            let members: Value = serde_json::from_slice(&body).unwrap();
+            let all = members.as_array().unwrap().iter();
+            all.map(|member| json!([member["role"], member["role_shown"], member["lag"]]))
+                .collect::<Vec<_>>()
+        }
+    };
+    // By the source, db3 is 0 bytes behind.
+    let replicas = || vec![member("db2"), down(member("db3"))];
+    let healthy = led([vec![primary("db1")], replicas()].concat());
+    assert_eq!(
+        shown(healthy).await,
+        [
+            json!(["leader", "leader", null]),
+            json!(["replica", "replica", 100]),
+            json!(["replica", "replica", null])
+        ]
+    );
+    let dead = NoLeader::NotReachable(MemberName::new("db1"));
+    let killed = leaderless([vec![down(primary("db1"))], replicas()].concat(), dead);
+    assert_eq!(
+        shown(killed).await,
+        [
+            json!(["leader", "named leader", null]),
+            json!(["replica", "replica", null]),
+            json!(["replica", "replica", null])
+        ]
+    );
+    // The source is behind: db2 has been promoted.
+    let mut promoted = primary("db2");
+    promoted.role = Role::Replica;
+    let followed = led(vec![promoted, down(primary("db1"))]);
+    assert_eq!(
+        shown(followed).await,
+        [
+            json!(["leader", "named leader", null]),
+            json!(["replica", "leader", null])
+        ]
+    );
 }
 
 #[tokio::test]
@@ -419,7 +473,12 @@ async fn what_does_not_exist_is_refused_by_its_name_and_those_there_are_are_list
             (StatusCode::NOT_FOUND, &json!(error)),
             "{path}"
         );
-        assert_eq!(answer["hint"], format!("there is: {hint}"), "{path}");
+        let names = if hint.contains(',') {
+            "there are"
+        } else {
+            "there is only"
+        };
+        assert_eq!(answer["hint"], format!("{names} {hint}"), "{path}");
     }
     assert_eq!(setting.told(), [""; 0]);
     let (status, _) = setting

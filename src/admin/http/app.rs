@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::super::handles::{ClusterView, Handles};
 use super::super::live::Live;
 use super::super::local::Local;
+use super::super::words::there_are;
 use super::answer::JsonAnswer;
 use super::guard::Guard;
 use crate::cluster::snapshot::{Member, Snapshot};
@@ -86,14 +87,11 @@ impl App {
             Some(name) => clusters.iter().enumerate().find(|(_, view)| *view.name == *name),
         };
         found.ok_or_else(|| {
-            let names: Vec<&str> = clusters.iter().map(|view| &*view.name).collect();
+            let names = there_are(clusters.iter().map(|view| &*view.name));
             JsonAnswer::not_found(
                 "there is no cluster of this name; the names are in the header X-Trunkline-Reason",
             )
-            .because(format!(
-                "there is no cluster of this name; there is: {}",
-                names.join(", ")
-            ))
+            .because(format!("there is no cluster of this name; {names}"))
         })
     }
 

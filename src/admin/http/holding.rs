@@ -107,7 +107,7 @@ pub(super) async fn administer_stop(
         return JsonAnswer::problem(
             StatusCode::NOT_FOUND,
             "there is no such action",
-            "there is: check, end",
+            "the actions are check, end",
         );
     }
     let (cluster, member) = match subject(app, uri) {
@@ -220,7 +220,7 @@ pub(super) async fn administer_switchover(
             return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
                 "there is no such action",
-                "there is: plan, start, abort",
+                "the actions are plan, start, abort",
             );
         }
     };

@@ -2,8 +2,8 @@
 
 use axum::http::{StatusCode, Uri};
 
-use super::super::actions::there_is;
 use super::super::handles::ClusterView;
+use super::super::words::there_are;
 use super::answer::JsonAnswer;
 use super::api::find;
 use super::app::{App, Params};
@@ -23,13 +23,13 @@ pub(super) fn no_cluster(app: &App, name: &str) -> JsonAnswer {
     JsonAnswer::problem(
         StatusCode::NOT_FOUND,
         &format!("there is no cluster {name}"),
-        &there_is(names),
+        &there_are(names),
     )
 }
 
 pub(super) fn no_member(app: &App, view: &ClusterView, name: &MemberName) -> JsonAnswer {
     let snapshot = view.snapshot.borrow().clone();
-    let names = there_is(snapshot.members.iter().map(|member| member.name.as_str()));
+    let names = there_are(snapshot.members.iter().map(|member| member.name.as_str()));
     let hint = if app.handles.clusters.len() > 1 {
         format!("{names}; give another cluster with --cluster (?cluster=)")
     } else {

@@ -241,7 +241,7 @@ fn entry(view: &ClusterView, snapshot: &Snapshot, member: &Member) -> Value {
         "dbname": view.dbname,
         "role": if is_leader { "leader" } else { "replica" },
         "timeline": member.health.facts.as_ref().map(|facts| facts.timeline),
-        "lag": if is_leader { None } else { member_checks::replay_lag(member) },
+        "lag": member.measured.filter(|_| !is_leader).map(|lag| lag.bytes),
         "weight": member.weight,
         "zone": member.zone.as_deref(),
     })

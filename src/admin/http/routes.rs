@@ -5,10 +5,11 @@ use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::{StatusCode, Uri};
 
-use super::super::actions::{self, RouteRefusal, there_is};
+use super::super::actions::{self, RouteRefusal};
 use super::super::gather;
 use super::super::handles::ClusterView;
 use super::super::operations::Gathered;
+use super::super::words::there_are;
 use super::answer::JsonAnswer;
 use super::api::shown_caller;
 use super::app::{App, Params};
@@ -30,7 +31,7 @@ pub(super) fn no_route(app: &App, name: &str) -> JsonAnswer {
     JsonAnswer::problem(
         StatusCode::NOT_FOUND,
         &format!("no listener has a route {name}"),
-        &there_is(routes.map(|route| &*route.name)),
+        &there_are(routes.map(|route| &*route.name)),
     )
 }
 
@@ -70,7 +71,7 @@ pub(super) async fn administer(
             return JsonAnswer::problem(
                 StatusCode::NOT_FOUND,
                 "there is no such action",
-                "there is: disable, enable, pause, unpause",
+                "the actions are disable, enable, pause, unpause",
             );
         }
     };

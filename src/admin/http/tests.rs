@@ -224,7 +224,7 @@ async fn several_clusters() {
         let got = get(&router, &format!("{path}?cluster=none")).await;
         assert_eq!(got.status, 404, "{path}");
         assert!(
-            got.reason().ends_with("there is: main, other"),
+            got.reason().ends_with("there are main, other"),
             "{}",
             got.reason()
         );

@@ -227,7 +227,7 @@ fn from(tables: &[TableWithJoins], catalog: Catalog<'_>) -> Result<From, ErrorRe
         // The plural, as all views with many rows have it.
         let plural = format!("{view}s");
         match catalog(&plural) {
-            Some(_) => no_view(&view).hint(format!("There is {plural}. \\d lists the views.")),
+            Some(_) => no_view(&view).hint(format!("Did you mean {plural}? \\d lists the views.")),
             None => no_view(&view),
         }
     })?;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::millis;
+use crate::admin::words::lasting;
 use crate::cluster::snapshot::OrderedBy;
 use crate::session::held_routes::{HeldRoute, HoldCause};
 
@@ -68,21 +69,25 @@ impl HoldView {
         self
     }
 
-    /// `12 held 3 s, switchover by router2, 19 s left`
+    /// `12 held for 3 s, switchover by router2, 19 s left`
     pub fn in_short(&self) -> String {
         let by = match &self.by {
             Some(OrderedBy { router, .. }) if !router.is_empty() => format!(" by {router}"),
             _ => String::new(),
         };
         format!(
-            "{} held {} s, {}{by}, {} s left",
-            self.clients, self.held_s, self.kind, self.left_s
+            "{} held for {}, {}{by}, {} left",
+            self.clients,
+            lasting(self.held_s),
+            self.kind,
+            lasting(self.left_s)
         )
     }
 
     /// `route rw: 12 clients held for 3 s: db1 is about to be stopped (switchover), ordered by …`
     pub fn in_words(&self) -> String {
         let clients = match self.clients {
+            0 => "no client is held now".to_owned(),
             1 => "1 client is held".to_owned(),
             count => format!("{count} clients are held"),
         };
@@ -92,8 +97,12 @@ impl HoldView {
             .map(|by| format!(", ordered by {by}"))
             .unwrap_or_default();
         format!(
-            "route {}: {clients}, for {} s: {}{by}; {} s left at most; to end it: {}",
-            self.route, self.held_s, self.cause, self.left_s, self.ended_by
+            "route {}: {clients}, for {}: {}{by}; {} left at most; to end it: {}",
+            self.route,
+            lasting(self.held_s),
+            self.cause,
+            lasting(self.left_s),
+            self.ended_by
         )
     }
 }
@@ -124,7 +133,10 @@ mod tests {
             until: now + Duration::from_secs(40),
         };
         let view = HoldView::new(&held, 5);
-        assert_eq!(view.in_short(), "12 held 3 s, switchover by router2, 19 s left");
+        assert_eq!(
+            view.in_short(),
+            "12 held for 3 s, switchover by router2, 19 s left"
+        );
         let words = view.in_words();
         for part in [
             "route rw: 12 clients are held, for 3 s: db1 is about to be stopped (switchover)",
@@ -138,7 +150,7 @@ mod tests {
         assert_eq!(json["by"]["router"], "router2");
         held.cause = HoldCause::NoServer;
         let view = HoldView::new(&held, 0);
-        assert_eq!(view.in_short(), "7 held 3 s, no server, 37 s left");
+        assert_eq!(view.in_short(), "7 held for 3 s, no server, 37 s left");
         assert_eq!(view.by, None);
     }
 }

@@ -7,10 +7,10 @@ use time::OffsetDateTime;
 
 use super::seen::{ClusterSeen, Seen};
 use super::verdict::{Verdict, Wellness};
-use crate::admin::{HoldView, MemberView, PoolView, RouteView, event_subject};
+use crate::admin::{HoldView, MemberView, PoolView, RouteView, event_subject, lasting, lasting_ms};
 use crate::cli::screen::{Line, Mood, wrapped};
 use crate::cli::table::Table;
-use crate::cli::tables::{age, bytes};
+use crate::cli::tables::bytes;
 use crate::cli::words::counted;
 
 /// Lines of problems, pools and events.
@@ -64,7 +64,7 @@ fn cluster_line(seen: &Seen, cluster: &ClusterSeen) -> Line {
             let since = seen.leader_since(&about.name, leader).map(|since| {
                 let least = if since.is_exact { "" } else { "at least " };
                 let seconds = unix_ms().saturating_sub(since.at_ms) / 1000;
-                format!(", for {least}{}", age(seconds))
+                format!(", for {least}{}", lasting(seconds))
             });
             format!(
                 "cluster {}: leader {}, timeline {}{}",
@@ -101,7 +101,7 @@ pub(in crate::cli) fn members(members: &[MemberView]) -> Vec<Line> {
         table.row(vec![
             format!("  {}", member.name),
             member.status.to_string(),
-            or_dash(member.role.as_ref()),
+            or_dash(member.shown_role().as_ref()),
             or_dash(member.timeline.as_ref()),
             or_dash(member.lag.map(bytes).as_ref()),
             member.sessions.to_string(),
@@ -130,7 +130,7 @@ pub(in crate::cli) fn routes(routes: &[RouteView]) -> Vec<Line> {
         table.row(vec![
             format!("  {}", route.name),
             match route.paused_s {
-                Some(left) => format!("paused {left}s"),
+                Some(left) => format!("paused, {} left", lasting(left)),
                 None => route.admin.clone(),
             },
             if route.members.is_empty() {
@@ -176,7 +176,7 @@ fn pools(pools: &[PoolView]) -> Vec<Line> {
             sum(pool, |member| member.leased).to_string(),
             or_dash(pool.max_connections.as_ref()),
             pool.waiting.to_string(),
-            format!("{}ms", pool.longest_wait_ms),
+            lasting_ms(pool.longest_wait_ms),
         ]);
     }
     let moods = shown.map(|pool| {

@@ -140,13 +140,13 @@ mod tests {
             ),
             (
                 |seen| seen.routes[0].admin = "disabled".to_owned(),
-                Degraded,
+                NoService,
                 "`trunkline enable rw`",
             ),
             (
                 |seen| seen.routes[0].paused_s = Some(7),
                 Degraded,
-                "paused for another 7 s; to end it: `trunkline unpause rw`",
+                "paused, 7 s left; to end it: `trunkline unpause rw`",
             ),
             (
                 |seen| seen.routes[0].members.clear(),
@@ -203,7 +203,7 @@ mod tests {
                     seen.pools[0].longest_wait_ms = 1500;
                 },
                 Degraded,
-                "2 sessions of app of route rw to app wait",
+                ": 2 sessions wait, the longest for 1.5 s",
             ),
         ];
         for (change, severity, part) in scenes {

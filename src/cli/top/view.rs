@@ -3,12 +3,12 @@
 use super::asking::Look;
 use super::rates::Rates;
 use super::terminal::Key;
-use crate::admin::{Activity, SessionView};
+use crate::admin::{Activity, SessionView, lasting};
 use crate::cli::screen::{Line, Mood};
 use crate::cli::status::screen::members;
 use crate::cli::status::verdict::{Verdict, Wellness};
 use crate::cli::table::Table;
-use crate::cli::tables::{age, bytes};
+use crate::cli::tables::bytes;
 use crate::cli::words::counted;
 
 /// The longest filter.
@@ -324,11 +324,11 @@ impl View {
                 or_dash(&session.member),
                 session.state.to_string(),
                 match (session.waiting_s, session.held_s) {
-                    (Some(waits), _) => format!("waits {}", age(waits)),
-                    (None, Some(held)) => age(held),
+                    (Some(waits), _) => format!("waits {}", lasting(waits)),
+                    (None, Some(held)) => lasting(held),
                     (None, None) => "-".to_owned(),
                 },
-                age(session.age_s),
+                lasting(session.age_s),
                 format!("{:.1}", rate.transactions),
                 rounded(rate.bytes),
             ]);

@@ -1,5 +1,7 @@
 //! Sessions and pools of this process as operators see them.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use crate::admin::{Activity, CONSOLE_PHASE, IdleConnectionView, PoolMemberView, PoolView, SessionView};
 use crate::session::pool::view;
 use crate::session::registry::{self, ConsoleActivity, ConsoleSession, SessionEntry};
@@ -105,6 +107,13 @@ pub(super) fn pool_view(pool: &view::PoolView) -> PoolView {
         reserve: pool.reserve,
         waiting: pool.waiting,
         longest_wait_ms: u64::try_from(pool.longest_wait.as_millis()).unwrap_or(u64::MAX),
+        last_refused_ms: pool.last_refused.and_then(|ago| {
+            let at = SystemTime::now()
+                .checked_sub(ago)?
+                .duration_since(UNIX_EPOCH)
+                .ok()?;
+            u64::try_from(at.as_millis()).ok()
+        }),
         members: pool.members.iter().map(member).collect(),
         router_process_id: std::process::id(),
     }

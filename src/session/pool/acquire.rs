@@ -255,7 +255,10 @@ impl<S: SessionStream> Acquire<S> {
         match &result {
             Ok(Grant::Connection(_)) => meters.hit(),
             Ok(Grant::Open(_)) => meters.miss(),
-            Err(NoLease::Queue(error)) => meters.refused(*error),
+            Err(NoLease::Queue(error)) => {
+                meters.refused(*error);
+                self.pool.has_refused();
+            }
             Err(NoLease::NoCandidate(_)) => {}
         }
         result

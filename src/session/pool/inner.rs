@@ -46,6 +46,7 @@ pub(super) struct Inner<S: SessionStream> {
     displacements: Displacements,
     /// When it was last said that half of the connections are pinned.
     pub(super) pins_said: Option<Instant>,
+    pub(super) last_refused: Option<Instant>,
 }
 
 /// What there is for a session now.
@@ -70,6 +71,7 @@ impl<S: SessionStream> Inner<S> {
             turns: Turns::default(),
             displacements: Displacements::default(),
             pins_said: None,
+            last_refused: None,
         }
     }
 

@@ -229,8 +229,14 @@ impl<S: SessionStream> Pool<S> {
             reserve: inner.limits.reserve,
             waiting: inner.waiters.len(),
             longest_wait: first.map_or(Duration::ZERO, |(_, first)| now.duration_since(first.since)),
+            last_refused: inner.last_refused.map(|at| now.duration_since(at)),
             name: self.name.clone(),
         }
+    }
+
+    /// A session gets no connection: it has waited too long, or too many wait.
+    pub(super) fn has_refused(&self) {
+        self.lock().last_refused = Some(Instant::now());
     }
 
     /// The server has refused a connection because it has no free one. Returns whether the pool has

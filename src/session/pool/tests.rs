@@ -249,13 +249,25 @@ async fn the_queue_has_its_limits_and_a_session_its_notice() {
     let mut first = scene.waits("UTC", NEAR);
     advance(100 * MS).await;
     let mut second = scene.waits("UTC", NEAR);
+    assert_eq!(scene.pool.view().last_refused, None);
     let refusal = scene.session("UTC", NEAR).refusal();
     assert!(matches!(refusal, NoLease::Queue(QueueError::Full)), "{refusal:?}");
+    assert_eq!(
+        scene.pool.view().last_refused,
+        Some(Duration::ZERO),
+        "too many wait"
+    );
     tokio::time::sleep(Duration::from_millis(4980)).await;
     assert!(matches!(first.poll(), Some(Waited::Notice)));
     assert!(first.is_waiting() && second.is_waiting(), "it goes on waiting");
     tokio::time::sleep(Duration::from_millis(4980)).await;
+    assert!(scene.pool.view().last_refused > Some(Duration::from_secs(9)));
     assert!(matches!(first.refusal(), NoLease::Queue(QueueError::Timeout)));
+    assert_eq!(
+        scene.pool.view().last_refused,
+        Some(Duration::ZERO),
+        "it waited too long"
+    );
     assert!(matches!(second.poll(), Some(Waited::Notice)));
     scene.pool.release(only);
     let only = second.connection();

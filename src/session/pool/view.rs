@@ -21,6 +21,8 @@ pub struct PoolView {
     pub waiting: usize,
     /// Of the session that waits first.
     pub longest_wait: Duration,
+    /// How long ago a session was last refused a connection.
+    pub last_refused: Option<Duration>,
 }
 
 /// The connections of a pool to one member.

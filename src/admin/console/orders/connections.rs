@@ -11,7 +11,7 @@ use super::super::super::operations::{Operations, Reconnection};
 use super::super::super::views::PoolView;
 use super::super::arguments::Arguments;
 use super::members::seconds;
-use super::{Answer, Notices, SessionOrders, counted, listed, not_now, there_is, warn_of, whole};
+use super::{Answer, Notices, SessionOrders, counted, listed, not_now, there_are, warn_of, whole};
 use crate::cluster::snapshot::{AdminState, MemberName};
 use crate::wire::message::ErrorReply;
 use crate::wire::sqlstate::SqlState;
@@ -181,8 +181,8 @@ impl SessionOrders {
                 )
                 .hint(format!(
                     "Of routes {}; of members {}.",
-                    there_is(routes),
-                    there_is(members)
+                    there_are(routes),
+                    there_are(members)
                 )))
             }
             (Some(_), _) => Err(ErrorReply::error(

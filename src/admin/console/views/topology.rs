@@ -67,12 +67,20 @@ pub(super) const MEMBERS: View = View {
         column("member", Kind::Text, "Its name"),
         column("host", Kind::Text, "Where it listens"),
         column("port", Kind::Int4, "Where it listens"),
-        column("role", Kind::Text, "leader, replica, sync_standby, …"),
+        column(
+            "role",
+            Kind::Text,
+            "leader (verified), named leader (by Patroni only), replica, sync_standby, …",
+        ),
         column("is_leader", Kind::Bool, "It is the verified leader"),
         column("state", Kind::Text, "By the source"),
         column("timeline", Kind::Int8, "Of its last probe"),
-        column("lag", Kind::Int8, "Bytes behind the leader"),
-        column("lag_seconds", Kind::Float8, "Time behind the leader"),
+        column("lag", Kind::Int8, "Bytes behind the leader; null: not known"),
+        column(
+            "lag_seconds",
+            Kind::Float8,
+            "Seconds behind the leader; null: not known",
+        ),
         column("status", Kind::Text, "UP, DOWN, DRAIN, MAINT or INI"),
         column("check_status", Kind::Text, "How the last probe ended"),
         column("check_text", Kind::Text, "What it said"),
@@ -116,12 +124,13 @@ where
 }
 
 fn member(member: MemberView) -> [Row; 1] {
+    let role = member.shown_role().map(str::to_owned);
     [vec![
         Value::Text(member.cluster),
         Value::Text(member.name),
         Value::Text(member.host),
         Value::int(member.port),
-        Value::or_null(member.role, Value::Text),
+        Value::or_null(role, Value::Text),
         Value::Bool(member.leader),
         Value::Text(member.state),
         Value::or_null(member.timeline, Value::int),
