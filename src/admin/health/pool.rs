@@ -78,9 +78,11 @@ fn what(pool: &PoolView) -> String {
             };
             let of_reserve = match reserve {
                 0 => String::new(),
-                reserve => format!(" and {reserve} in reserve"),
+                reserve => format!("+{reserve}"),
             };
-            format!("the pool of {of} {state}: {used} of {most}{of_reserve} to {name} are in use")
+            format!(
+                "the pool of {of} {state} ({used} of {most}{of_reserve} connections to {name} are in use)"
+            )
         }
         _ => format!("sessions of {of} wait for a server connection"),
     }

@@ -450,8 +450,8 @@ fn a_disabled_route_refuses_clients_and_so_does_a_full_pool_in_its_last_minute()
     let problem = &health.problems[0];
     assert!(
         problem.text.starts_with(
-            "the pool of user app and database shop on route rw is full: 2 of 2 to db1 are in use: 3 sessions wait, the \
-             longest for 1.5 s; to end it: `trunkline sessions --route rw`"
+            "the pool of user app and database shop on route rw is full (2 of 2 connections to db1 are in use): \
+             3 sessions wait, the longest for 1.5 s; to end it: `trunkline sessions --route rw`"
         ),
         "{}",
         problem.text
