@@ -191,7 +191,12 @@ impl Router {
         match &self.token {
             Ok(Some(_)) => {}
             Ok(None) => {
-                return Err("this needs the token: set http.token_file, or give --token-file".to_owned());
+                return Err(if self.is_local {
+                    "this needs the token: set http.token_file in the configuration, or give --token-file"
+                } else {
+                    "this needs the token of the router: give --token-file, with a copy of its http.token_file"
+                }
+                .to_owned());
             }
             Err(fault) => return Err(format!("this needs the token: {fault}\n{OTHER_WAY}")),
         }

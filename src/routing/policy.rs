@@ -470,6 +470,10 @@ pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (Stri
         (Access::ReadOnly, _) => "no replica accepts read-only sessions now".to_owned(),
     };
     let out_of_service = leader_out_of_service(snapshot, choice);
+    let taken_out = choice
+        .refused
+        .iter()
+        .find(|(_, reason)| matches!(reason, Reason::Maintenance | Reason::Draining));
     let mut hints: Vec<String> = choice
         .refused
         .iter()
@@ -498,6 +502,10 @@ pub fn unavailable(snapshot: &Snapshot, route: &Route, choice: &Choice) -> (Stri
         && (route.access == Access::ReadWrite || matches!(why, NoLeader::Full { .. }))
     {
         hints.push(advice(snapshot, why).to_owned());
+    }
+    // Who is out of service by an order is back by one.
+    if let (Access::ReadOnly, None, Some((member, _))) = (route.access, out_of_service, taken_out) {
+        hints.push(format!("Ask the operator to run `trunkline ready {member}`."));
     }
     if hints.is_empty() {
         hints.push("Try again later.".to_owned());

@@ -164,6 +164,24 @@ fn hint(snapshot: &Snapshot) -> String {
 }
 
 #[test]
+fn replicas_in_maintenance_are_named_with_the_command_that_ends_it() {
+    let mut cluster = three();
+    for replica in &mut cluster.members[1..] {
+        replica.admin = AdminState::Maint;
+    }
+    let choice = choose(&cluster, &to_replica());
+    let (_, hint) = unavailable(&cluster, &to_replica(), &choice);
+    assert!(
+        hint.contains("db2 is in maintenance. db3 is in maintenance."),
+        "{hint}"
+    );
+    assert!(
+        hint.ends_with("Ask the operator to run `trunkline ready db2`."),
+        "{hint}"
+    );
+}
+
+#[test]
 fn a_leader_in_maintenance_is_named_with_the_command_that_ends_it() {
     let mut cluster = three();
     cluster.members[0].admin = AdminState::Maint;

@@ -1,7 +1,7 @@
 //! What the router has and how it is set.
 
 use axum::Extension;
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 
 use super::super::gather;
 use super::super::stats as traffic;
@@ -47,7 +47,7 @@ pub(super) fn certificates(app: &App) -> JsonAnswer {
 }
 
 /// `GET /api/v1/config`: only with the token, also on this host. It names files and accounts.
-pub(super) fn config(app: &App, token: Option<Extension<HasToken>>) -> JsonAnswer {
+pub(super) fn config(app: &App, headers: &HeaderMap, token: Option<Extension<HasToken>>) -> JsonAnswer {
     if app.handles.token.load().is_none() {
         return JsonAnswer::problem(
             StatusCode::FORBIDDEN,
@@ -58,7 +58,11 @@ pub(super) fn config(app: &App, token: Option<Extension<HasToken>>) -> JsonAnswe
     if !matches!(token, Some(Extension(HasToken(true)))) {
         return JsonAnswer::problem(
             StatusCode::UNAUTHORIZED,
-            "this needs the token",
+            if headers.contains_key(header::AUTHORIZATION) {
+                "this needs the token, and the one that was sent is wrong"
+            } else {
+                "this needs the token"
+            },
             "send `Authorization: Bearer TOKEN`, with the content of http.token_file; \
              the console has the same as the view `config`",
         )
@@ -105,10 +109,11 @@ mod tests {
         let path = "/api/v1/config";
         let (refused, _) = setting.ask(Method::GET, path, here, None, "").await;
         assert_eq!(refused, StatusCode::UNAUTHORIZED);
-        let (refused, _) = setting
+        let (refused, answer) = setting
             .ask(Method::GET, path, here, Some("Bearer wrong"), "")
             .await;
         assert_eq!(refused, StatusCode::UNAUTHORIZED);
+        assert!(answer["error"].as_str().unwrap().contains("wrong"), "{answer}");
         let bearer = format!("Bearer {TOKEN}");
         let (status, config) = setting.ask(Method::GET, path, here, Some(&bearer), "").await;
         assert_eq!((status, &config[0]["line"]), (StatusCode::OK, &json!(7)));

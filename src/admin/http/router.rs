@@ -287,7 +287,9 @@ fn views() -> Router<Arc<App>> {
         )
         .route(
             "/api/v1/config",
-            read(async |State(app): Shared, token: Token| inventory::config(&app, token)),
+            read(async |State(app): Shared, headers: HeaderMap, token: Token| {
+                inventory::config(&app, &headers, token)
+            }),
         )
         .route(
             "/api/v1/peers",

@@ -101,11 +101,17 @@ fn check_validity(field: &Field<'_>, what: &str, validity: &Validity) -> Option<
     let Context { now, .. } = *field.context;
     let (start, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
     if now > end {
-        field.error(format!("{what} has expired, on {}", validity.not_after));
+        field.error_with_hint(
+            format!("{what} has expired, on {}", validity.not_after),
+            "put a renewed one there; a process that runs reads it by itself, or at `trunkline reload`",
+        );
         return None;
     }
     if now < start {
-        field.error(format!("{what} is not valid before {}", validity.not_before));
+        field.error_with_hint(
+            format!("{what} is not valid before {}", validity.not_before),
+            "check the clock of this host, or put one there that is valid now",
+        );
         return None;
     }
     if end - now < SOON {
