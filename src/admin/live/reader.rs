@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -119,6 +120,9 @@ impl Reader {
         if let Some(greeting) = self.greeting.take() {
             return Some(greeting);
         }
+        // While there is always more to send, a reader that takes it at once would have the thread
+        // to itself. Others have their turn between two pieces, health checks above all.
+        yield_now().await;
         let keep_alive = Instant::now() + KEEP_ALIVE;
         loop {
             if self.place.makes_room.is_cancelled() {

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::{Value, json};
+use tokio::task::yield_now;
 
 use super::super::history::{INTERVAL, Readings};
 use super::super::http::fixture::{self, NothingHeld};
@@ -211,6 +214,34 @@ async fn a_slow_reader_gets_the_newest_and_nothing_queues() {
     }
     assert_eq!(clusters, [999], "it has missed the others");
     assert_eq!(events.len(), crate::events::KEPT);
+}
+
+/// One thread answers all of HTTP: checks must not wait until nothing happens any more.
+#[tokio::test(start_paused = true)]
+async fn others_have_their_turn_between_two_pieces() {
+    let scene = scene();
+    let mut reader = scene.reader(false, None);
+    until(&mut reader, "hello").await;
+    let turns = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&turns);
+    let other = tokio::spawn(async move {
+        loop {
+            counted.fetch_add(1, Ordering::Relaxed);
+            yield_now().await;
+        }
+    });
+    for piece in 1..=20 {
+        // There is always more than one piece can have.
+        for _ in 0..200 {
+            scene
+                .handles
+                .events
+                .emit(OperatorEvent::RouterReady { by: "me".to_owned() });
+        }
+        reader.next().await.unwrap();
+        assert!(turns.load(Ordering::Relaxed) >= piece, "after {piece} pieces");
+    }
+    other.abort();
 }
 
 #[tokio::test(start_paused = true)]

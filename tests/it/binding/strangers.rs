@@ -92,9 +92,21 @@ fn said(router: &Router, from: Ipv4Addr, way: Way, user: &str) -> Vec<Message> {
     }
     if let Some(error) = said.last_mut() {
         let text = String::from_utf8(error.body.clone()).unwrap();
-        error.body = text.replace(&format!("\"{user}\""), "\"...\"").into_bytes();
+        let text = text.replace(&format!("\"{user}\""), "\"...\"");
+        error.body = without_seconds(text).into_bytes();
     }
     said
+}
+
+/// How long a refusal lasts yet is the clock's, not the user's.
+fn without_seconds(text: String) -> String {
+    match text.split_once("Try again in ") {
+        Some((before, after)) => {
+            let after = after.trim_start_matches(|digit: char| digit.is_ascii_digit());
+            format!("{before}Try again in {after}")
+        }
+        None => text,
+    }
 }
 
 /// Goes through SCRAM up to the proof; what the router has said in between.
