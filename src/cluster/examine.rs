@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 pub use self::finding::{Finding, ProbeOutcome};
 use self::room::Wanted;
 use super::lookup::{self, MembershipsQuery};
-use super::patroni::{Patroni, TLS_FAILED, poll_once};
+use super::patroni::{Patroni, TLS_FAILED, is_without_dcs, poll_once};
 use super::service_account::ServiceAccount;
 use super::snapshot::MemberName;
 use super::state::Listed;
@@ -258,6 +258,9 @@ async fn endpoints(
             Some(Err(error)) => {
                 let hint = if error.starts_with(TLS_FAILED) {
                     tls_hint(&error, "Patroni")
+                } else if is_without_dcs(&error) {
+                    "Patroni runs there, and cannot read its DCS: is etcd (or Consul, ZooKeeper) up, and can that host reach it?"
+                        .to_owned()
                 } else {
                     "is Patroni running there, and is the address right?".to_owned()
                 };

@@ -12,6 +12,7 @@
 //!
 //! This room has no consensus protocol of its own, and does not treat a lock as a health check.
 
+mod account_check;
 mod announce;
 pub mod check;
 mod control;

@@ -48,6 +48,15 @@ impl ServiceAccount {
         self.credential.store(Arc::new(credential(password)));
     }
 
+    /// Whether new connections log in with it.
+    pub(super) fn has_password(&self, password: Option<&Secret>) -> bool {
+        match (&**self.credential.load(), password) {
+            (Credential::Password(own), Some(password)) => own == password,
+            (Credential::None, None) => true,
+            _ => false,
+        }
+    }
+
     pub(super) async fn connect(
         &self,
         host: &str,

@@ -236,6 +236,15 @@ impl Service {
         // The loop below handles clusters that are not ready by then.
         let _ = timeout(WARM_UP, ready).await;
         for (name, next) in &next {
+            if let NextCluster::Credentials(handle, tls) = next
+                && let Some(cluster) = new.clusters.get(&**name)
+                && let password = cluster.service_account.password.as_ref()
+                && let Some(refusal) = handle.refusal(password, Arc::clone(tls)).await
+            {
+                faults.push(format!("clusters.{name}.service_account: {refusal}"));
+            }
+        }
+        for (name, next) in &next {
             match next {
                 NextCluster::Replaced(handle, successor, _) if !successor.has_leader_of(handle) => faults.push(format!(
                     "clusters.{name}: the router saw no leader within {} s with the new settings, and sees one with the old settings",

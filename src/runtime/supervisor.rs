@@ -402,6 +402,10 @@ impl Supervisor {
             match outcome {
                 UnitOutcome::Same => self.fixed(&unit),
                 UnitOutcome::New(ready, leaves, certificates) => {
+                    if let Some(fault) = self.refused_by_servers(&unit, &ready).await {
+                        self.fail(unit, vec![fault], trigger);
+                        continue;
+                    }
                     if let Some(stamps) = self.read.of(&unit) {
                         self.applied.insert(unit.clone(), stamps.clone());
                     }
@@ -467,6 +471,16 @@ impl Supervisor {
         }
         self.metrics.failed(&unit, true);
         self.broken.insert(unit, faults);
+    }
+
+    /// Why the servers would not take the router in with this unit, as far as they have been asked.
+    async fn refused_by_servers(&self, unit: &ReloadUnit, ready: &ReadyUnit) -> Option<String> {
+        let (ReloadUnit::ServiceAccount(name), ReadyUnit::Password(password)) = (unit, ready) else {
+            return None;
+        };
+        let cluster = self.service.clusters.get(name)?;
+        let refusal = cluster.refusal(password.as_ref(), cluster.tls()).await?;
+        Some(format!("{unit}: {refusal}"))
     }
 
     /// Puts a unit in service for later logins and connections.

@@ -389,6 +389,59 @@ fn a_file_that_is_read_with_the_configuration_counts_at_the_reload_that_the_log_
     assert!(told.contains("changed: clusters.spare"), "{told}");
 }
 
+/// A wrong password would show only when the probes have to log in again, and then as a server that
+/// is down.
+#[test]
+fn a_password_that_the_servers_refuse_is_not_put_in_service() {
+    let server = Postgres::start(&postgres::Options::default());
+    let subject = Subject::before(&server);
+    let (router, usual) = (&subject.router, &subject.usual);
+    let (_, rest) = usual.split_once("password_file: ").unwrap();
+    let file = rest.split('}').next().unwrap();
+    let refused = |text: &str| {
+        let told = subject.refuses(text);
+        for words in [
+            "refuses the new password",
+            "password authentication failed",
+            "\\password trunkline",
+        ] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+    };
+
+    // The same file, with another password in it.
+    fs::write(file, "wrong").unwrap();
+    refused(usual);
+    router.await_log(&[
+        "ERROR",
+        "clusters.main.service_account",
+        "refuses the new password",
+    ]);
+    // Another file.
+    let other = secret(router.dir(), "other.password", "wrong as well");
+    refused(&usual.replace(file, other.to_str().unwrap()));
+    // No password at all, where the server asks for one.
+    let told = subject.refuses(&usual.replace(&format!(", password_file: {file}"), ""));
+    assert!(told.contains("refuses trunkline without a password"), "{told}");
+
+    // The router is as it was: its probes can log in again.
+    server.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'trunkline%'",
+    );
+    eventually("the probes are back", SOON, || {
+        let probes = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'trunkline probe'";
+        server.sql(probes) == "1" && subject.enters(6432)
+    });
+
+    server.sql("ALTER ROLE trunkline PASSWORD 'wrong'");
+    subject.takes(usual);
+    assert!(subject.enters(6432));
+    // Nobody can say whether it is right.
+    server.stop();
+    fs::write(file, "another").unwrap();
+    subject.takes(usual);
+}
+
 /// A cluster with other settings, one more, and one that goes while it has sessions.
 #[test]
 fn clusters_change_and_their_sessions_stay() {
