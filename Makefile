@@ -39,7 +39,7 @@ lint: ## formatting and lints, as `make test` checks them
 deny: ## licences, banned crates, sources, vulnerabilities
 	@scripts/deny
 
-test: ## everything, under 30 minutes
+test: ## everything, about 40 minutes on two processors
 	@scripts/test
 
 test-compose: ## the demo in containers, as docs/demo.md walks through it

@@ -434,6 +434,7 @@ impl Found<'_> {
                 let finding = Finding::MemberDown {
                     member: name,
                     check: &member.check.status,
+                    state: &member.state,
                 };
                 let since = (self.since)(Subject::Down(cluster, name));
                 let told = Told::new(&finding, what, why, since);

@@ -56,7 +56,7 @@ pub(super) struct Doctor {
     /// starts the router with this configuration.
     #[arg(long, value_name = "FILE")]
     unit: Option<PathBuf>,
-    /// Print only warnings and failures, and the last line.
+    /// Print only warnings, failures, what was skipped, and the last line.
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
     /// Print the findings as JSON.
@@ -82,7 +82,7 @@ pub(super) fn run(command: &Doctor) -> ExitCode {
         );
     } else {
         for finding in &findings {
-            if !command.quiet || matches!(word(finding), "warn" | "fail") {
+            if !command.quiet || matches!(word(finding), "warn" | "fail" | "skip") {
                 println!("{}", line(finding));
             }
         }

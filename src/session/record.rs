@@ -118,7 +118,7 @@ pub(super) async fn refuse(
     login_throttle::failed(shared, listener, packet, client, &error);
     if error.is_of_no_password() {
         // The answer goes first, so that it takes no longer for such a user than for any other.
-        send_error(listener, stream, &error, &packet.user).await;
+        send_error(shared, listener, stream, &error, packet).await;
         let skipped = shared.failures.admit(client.ip(), Some(&packet.user));
         let Some(skipped) = skipped else { return };
         let standing = listener
@@ -138,15 +138,34 @@ pub(super) async fn refuse(
     } else if let Some(skipped) = shared.failures.admit(client.ip(), Some(&packet.user)) {
         log_refusal(listener, packet, client, &error.to_string(), skipped);
     }
-    send_error(listener, stream, &error, &packet.user).await;
+    send_error(shared, listener, stream, &error, packet).await;
 }
 
-async fn send_error(listener: &ListenerSettings, stream: &mut ClientStream, error: &LoginError, user: &[u8]) {
-    if let Some(reply) = error.reply(user) {
-        let mut out = BytesMut::new();
-        listener.gate.counts().error(&mut out, &reply);
-        close::say(stream, &out).await;
+/// The hint for an operator who meets the cluster's outage at the console.
+const CONSOLE_WITHOUT_SERVERS: &str = "The servers know the users of the console, too, unless auth.users_file names a file. \
+     Until they answer, `trunkline status` on the router's host says what is wrong.";
+
+async fn send_error(
+    shared: &Shared,
+    listener: &ListenerSettings,
+    stream: &mut ClientStream,
+    error: &LoginError,
+    packet: &StartupPacket,
+) {
+    let Some(mut reply) = error.reply(&packet.user) else {
+        return;
+    };
+    let console = shared.console.load();
+    let is_at_console = console
+        .as_ref()
+        .as_ref()
+        .is_some_and(|console| console.is_meant(packet));
+    if is_at_console && matches!(error, LoginError::Lookup(_) | LoginError::Unconfirmed) {
+        reply = reply.hint(CONSOLE_WITHOUT_SERVERS);
     }
+    let mut out = BytesMut::new();
+    listener.gate.counts().error(&mut out, &reply);
+    close::say(stream, &out).await;
 }
 
 fn log_refusal(

@@ -125,6 +125,37 @@ fn psql_is_answered_though_no_server_is_there() {
     );
 }
 
+/// An outage of the whole cluster is when somebody wants to look.
+#[test]
+fn without_a_users_file_an_outage_is_told_with_the_command_that_works() {
+    let nowhere = fresh_address();
+    let options = Options {
+        clusters: Some(format!(
+            "clusters:\n  main:\n    servers: [{{name: one, host: \"{nowhere}\", port: 5432}}]\n    \
+             service_account: {{user: trunkline, dbname: postgres}}\n    server_tls: {{sslmode: disable}}\n",
+        )),
+        extra: "console: {users: [admin]}\n".to_owned(),
+        ..Options::default()
+    };
+    let router = Router::launch(None, options);
+    let said = told(Command::new("psql"), &dsn(&router), &["SHOW VERSION"]);
+    assert!(
+        said.contains("the router cannot ask the servers about this user"),
+        "{said}"
+    );
+    assert!(
+        said.contains("`trunkline status`") && said.contains("auth.users_file"),
+        "{said}"
+    );
+    // To a client of the database that says nothing.
+    let database = router.dsn(6432, "dbname=app user=admin password=admin");
+    let said = told(Command::new("psql"), &database, &["SELECT 1"]);
+    assert!(
+        said.contains("FATAL") && !said.contains("trunkline status"),
+        "{said}"
+    );
+}
+
 #[test]
 fn only_who_is_listed_gets_in_and_only_after_authentication() {
     let router = alone("");

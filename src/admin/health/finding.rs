@@ -24,6 +24,8 @@ pub(super) enum Finding<'a> {
         member: &'a str,
         /// HAProxy's word for how the last probe ended.
         check: &'a str,
+        /// By the source, verbatim; empty in a fixed list.
+        state: &'a str,
     },
     /// Drained or in maintenance.
     MemberOutOfService(&'a str),
@@ -75,7 +77,7 @@ impl Finding<'_> {
             Self::Switchover => {
                 "it ends by itself; `trunkline switchover --abort` undoes it as long as Patroni has not been asked".to_owned()
             }
-            Self::MemberDown { member, check } => member_down(member, check),
+            Self::MemberDown { member, check, state } => member_down(member, check, state),
             Self::MemberOutOfService(member) => format!("`trunkline ready {member}`"),
             Self::MemberUnchecked => "it ends by itself with the first probe".to_owned(),
             Self::MemberLags(member) => format!(
@@ -100,9 +102,15 @@ impl Finding<'_> {
     }
 }
 
-/// By how the probe ended: nothing answers there, or the server refuses the service account.
-fn member_down(member: &str, check: &str) -> String {
+/// By what Patroni does there, and by how the probe ended: nothing answers there, or the server
+/// refuses the service account.
+fn member_down(member: &str, check: &str, state: &str) -> String {
     let first = match check {
+        _ if is_being_started(state) => {
+            format!(
+                "Patroni reports {member} as \"{state}\": wait until it has started; its log says how far it is"
+            )
+        }
         "L4CON" | "L4TOUT" => {
             format!("start PostgreSQL on {member}, or correct the way there from this host")
         }
@@ -119,6 +127,20 @@ fn member_down(member: &str, check: &str) -> String {
         _ => format!("`trunkline doctor -c FILE` says what is wrong with {member}"),
     };
     format!("{first} (docs/alerts.md, TrunklineMemberDown)")
+}
+
+/// Patroni's words for a server that it is about to start again, as after a switchover
+/// (`PostgresqlState`).
+fn is_being_started(state: &str) -> bool {
+    matches!(
+        state,
+        "starting"
+            | "restarting"
+            | "stopping"
+            | "creating replica"
+            | "initializing new cluster"
+            | "running custom bootstrap script"
+    )
 }
 
 #[cfg(test)]
@@ -148,6 +170,7 @@ mod tests {
             Is::MemberDown {
                 member: "db1",
                 check: "L7STS",
+                state: "running",
             },
             Is::MemberOutOfService("db1"),
             Is::MemberUnchecked,
@@ -194,7 +217,29 @@ mod tests {
         ] {
             assert!(finding.remedy().contains(command), "{}", finding.remedy());
         }
-        let remedy = |check| Is::MemberDown { member: "db1", check }.remedy();
+        let down = |check, state| {
+            Is::MemberDown {
+                member: "db1",
+                check,
+                state,
+            }
+            .remedy()
+        };
+        let remedy = |check| down(check, "running");
+        // It is not for the operator to start what Patroni starts.
+        for state in ["starting", "stopping", "creating replica"] {
+            let said = down("L4CON", state);
+            assert!(
+                said.contains("wait until it has started") && !said.contains("start PostgreSQL"),
+                "{said}"
+            );
+        }
+        for state in ["", "running", "stopped", "start failed", "crashed"] {
+            assert!(
+                down("L4CON", state).contains("start PostgreSQL on db1"),
+                "{state}"
+            );
+        }
         for check in ["L4CON", "L4TOUT", "L6RSP", "L6TOUT", "L7RSP", "L7TOUT", "SOCKERR"] {
             assert!(
                 remedy(check).ends_with("(docs/alerts.md, TrunklineMemberDown)"),
