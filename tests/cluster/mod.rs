@@ -505,6 +505,25 @@ impl Router {
         );
     }
 
+    /// Sends sessions to all replicas of `cluster` when this returns: [`Self::await_ready`] waits for
+    /// the first.
+    pub fn await_replicas(&self, cluster: &Cluster) {
+        let names: Vec<String> = cluster
+            .replicas()
+            .iter()
+            .map(|name| format!("\"{name}\""))
+            .collect();
+        eventually(
+            &format!("every replica serves; the router's log:\n{}", self.log()),
+            Duration::from_secs(20),
+            || {
+                self.http("/group/read-only-info").is_some_and(|(status, body)| {
+                    status == 200 && names.iter().all(|name| body.contains(name))
+                })
+            },
+        );
+    }
+
     /// Serves the read-write port when this returns; there may be no replica.
     pub fn await_read_write(&self) {
         eventually(

@@ -373,6 +373,7 @@ fn full_members_are_passed_over() {
             ..Options::default()
         },
     );
+    router.await_replicas(Cluster::shared());
     let place = "SELECT host(inet_server_addr())";
     let ask = || {
         let mut raw = Raw::connect_from(from(1), router.address, 6433);

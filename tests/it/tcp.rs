@@ -249,6 +249,7 @@ fn cancel(router: &Router, port: u16, of: &Client) {
 #[test]
 fn a_cancel_in_clear_reaches_the_right_one_of_two_replicas() {
     let (cluster, router) = (Cluster::shared(), forwarding());
+    router.await_replicas(cluster);
     let mut clients: Vec<(Client, Node)> = Vec::new();
     for _ in 0..2 {
         let mut client = Client::login(at(&router, 6433), Login::default());
