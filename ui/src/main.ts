@@ -11,7 +11,7 @@ import { changed, drawWith, state } from "./state";
 import { again, follow } from "./stream";
 import { routes, timeline } from "./timeline";
 import type { Certificate, Limit, Listener, Peer, Session, Setting } from "./types";
-import { allIsWell, findings, type Finding, type Level } from "./verdict";
+import { allIsWell, findings, marked, type Finding, type Level } from "./verdict";
 
 const SESSIONS_MS = 3000, REST_MS = 30_000, MOST_SESSIONS = 200;
 const SECTIONS: [string, string][] = [
@@ -71,10 +71,10 @@ function header(now: number): VNode {
         h("button", { type: "button", class: "small", "aria-label": "Close the message", onclick: () => { state.notice = null; changed(); } }, "×")) : null,
       token()),
     h("div", { class: `verdict ${first.level}` },
-      h("p", { id: "verdict" }, h("span", { class: "mark", "aria-hidden": "true" }, first === waiting ? "…" : MARKS[first.level]), " ", first.text, first.text.endsWith("…") ? "" : "."),
-      announce(first.key, first.text),
+      h("p", { id: "verdict" }, h("span", { class: "mark", "aria-hidden": "true" }, first === waiting ? "…" : MARKS[first.level]), " ", marked(first.text), first.text.endsWith("…") ? "" : "."),
+      announce(first.key, first.text.replaceAll("`", "")),
       // It scrolls, so the keyboard must reach it.
-      rest.length ? h("ul", { "aria-label": "What else is not as it should be", tabindex: rest.length > 2 ? "0" : null }, rest.map((finding) => h("li", { key: finding.key, class: finding.level }, h("span", { "aria-hidden": "true" }, `${MARKS[finding.level]} `), finding.text))) : null),
+      rest.length ? h("ul", { "aria-label": "What else is not as it should be", tabindex: rest.length > 2 ? "0" : null }, rest.map((finding) => h("li", { key: finding.key, class: finding.level }, h("span", { "aria-hidden": "true" }, `${MARKS[finding.level]} `), marked(finding.text)))) : null),
     state.router ? h("nav", { "aria-label": "Sections" }, h("ul", null, SECTIONS.map(([id, title]) => h("li", null, h("a", { href: `#${id}` }, title))))) : null);
 }
 

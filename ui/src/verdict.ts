@@ -1,6 +1,7 @@
 // One sentence that says whether all is well, and what else there is to say. What is wrong with the
 // router, and what of it is the worst, the router says itself.
 
+import { h, type Child } from "./dom";
 import { count, moment, seconds } from "./format";
 import type { State } from "./state";
 import type { Problem } from "./types";
@@ -39,6 +40,11 @@ function told(problem: Problem): string {
   const text = `${problem.what}${since}${problem.why ? `: ${problem.why}` : ""}${problem.remedy ? `; to end it: ${problem.remedy}` : ""}`;
   // A name stays as it is.
   return /^(nobody|cluster|route|sessions|the|a) /.test(text) ? capital(text) : text;
+}
+
+/** The same sentence, with the commands in it shown as such: what `trunkline status` puts in backticks. */
+export function marked(text: string): Child[] {
+  return text.split("`").map((part, index) => (index % 2 === 1 ? h("code", null, part) : part));
 }
 
 function old(state: State, now: number): string {

@@ -270,6 +270,7 @@ try {
   await until("its steps are shown", () => document.querySelector(".steps ol li"));
   await page.evaluate(() => scrollTo(0, 0));
   await shot("page-switchover");
+  assert.equal(await page.textContent("#verdict code"), "trunkline switchover --abort", "a command looks like one");
   const steps = await page.textContent(".steps");
   assert.doesNotMatch(await page.textContent("header") + steps, /Ctrl-C|`/, "no words of a terminal");
   assert.doesNotMatch(await page.textContent(".steps ol"), /session \d/, "sessions are no steps");
