@@ -505,8 +505,8 @@ impl Router {
         );
     }
 
-    /// Sends sessions to all replicas of `cluster` when this returns: [`Self::await_ready`] waits for
-    /// the first.
+    /// Sends sessions to all replicas of `cluster` when this returns; [`Self::await_ready`] waits
+    /// for the first.
     pub fn await_replicas(&self, cluster: &Cluster) {
         let names: Vec<String> = cluster
             .replicas()
