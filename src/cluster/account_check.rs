@@ -11,66 +11,89 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::ClusterHandle;
 use super::service_account::{Purpose, ServiceAccount};
-use super::snapshot::{AdminState, Member};
+use super::snapshot::{AdminState, Leader, Member, Snapshot};
+use super::{ClusterHandle, PreparedCluster};
 use crate::backend::{ConnectError, TlsClient};
 use crate::config::{self, Secret};
 use crate::wire::sqlstate::SqlState;
 
-/// How many members are asked. A change of a role reaches all of them.
+/// How many members are asked while there is no leader.
 const MOST: usize = 8;
 /// How long a reload waits for them.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl ClusterHandle {
-    /// What a member says that refuses `password` for the service account, if none accepts it.
-    /// `None` also for the password in use, and if no member answers within `connect_timeout` (at
-    /// most 5 s): nothing is known of the password then. A replica may not have replayed the change
-    /// of the role yet, so one member that accepts it is enough.
+    /// Whether new connections log in as this account says.
+    pub fn has_account(&self, account: &config::ServiceAccount) -> bool {
+        let tasks = self.shared.tasks.load();
+        let own = &tasks.account.config.service_account;
+        (&own.user, &own.dbname) == (&account.user, &account.dbname)
+            && tasks.account.has_password(account.password.as_ref())
+    }
+
+    /// Why the servers refuse `password` for the service account. `None` for the password in use,
+    /// and as long as nothing is known of it: nobody answers within `connect_timeout` (at most 5
+    /// s), or with another error, as for a wrong password with `ldap` and `pam`.
+    ///
+    /// The leader decides. While there is none, it takes one member that refuses the password and
+    /// none that accepts it, since a replica may not have replayed the change of the role.
     pub async fn refusal(&self, password: Option<&Secret>, tls: Arc<TlsClient>) -> Option<String> {
         if self.shared.tasks.load().account.has_password(password) {
             return None;
         }
-        let config = self.config();
-        let account = ServiceAccount::new(Arc::clone(&config), tls);
+        let account = ServiceAccount::new(self.config(), tls);
         account.replace_password(password);
-        let deadline = Instant::now() + config.server.connect_timeout.min(PATIENCE);
-        let snapshot = self.snapshot();
-        let mut logins: FuturesUnordered<_> = asked(&snapshot.members)
-            .into_iter()
-            .map(|member| {
-                let login = account.connect(&member.host, member.port, Purpose::Probe, deadline);
-                async move { (member, login.await) }
-            })
-            .collect();
-        let mut refused: Option<(&Member, ConnectError)> = None;
-        while let Some((member, login)) = logins.next().await {
-            match login {
-                Ok(connection) => {
-                    connection.close().await;
-                    return None;
-                }
-                // Always the same one is told, so that a fault that stays is the same fault.
-                Err(error)
-                    if is_of_password(&error)
-                        && refused.as_ref().is_none_or(|(first, _)| member.name < first.name) =>
-                {
-                    refused = Some((member, error));
-                }
-                Err(_) => {}
-            }
-        }
-        refused.map(|(member, error)| told(&config, &member.name.to_string(), &error))
+        refusal(&account, &self.snapshot()).await
     }
 }
 
-/// Those that are up come first. A member in maintenance is left alone.
-fn asked(members: &[Member]) -> Vec<&Member> {
-    let mut asked: Vec<&Member> = members
-        .iter()
-        .filter(|member| !member.host.is_empty() && member.admin != AdminState::Maint)
+impl PreparedCluster {
+    /// As [`ClusterHandle::refusal`], of the account of these tasks.
+    pub async fn refusal(&self) -> Option<String> {
+        let snapshot = Arc::clone(&self.tasks.own.borrow());
+        refusal(&self.tasks.account, &snapshot).await
+    }
+}
+
+async fn refusal(account: &ServiceAccount, snapshot: &Snapshot) -> Option<String> {
+    let deadline = Instant::now() + account.config.server.connect_timeout.min(PATIENCE);
+    let mut logins: FuturesUnordered<_> = asked(snapshot)
+        .into_iter()
+        .map(|member| {
+            let login = account.connect(&member.host, member.port, Purpose::Probe, deadline);
+            async move { (member, login.await) }
+        })
         .collect();
+    let mut refused: Option<(&Member, ConnectError)> = None;
+    while let Some((member, login)) = logins.next().await {
+        match login {
+            Ok(connection) => {
+                connection.close().await;
+                return None;
+            }
+            // Always the same one is told, so that a fault that stays is the same fault.
+            Err(error)
+                if is_of_password(&error)
+                    && refused
+                        .as_ref()
+                        .is_none_or(|(first, _)| member.name < first.name) =>
+            {
+                refused = Some((member, error));
+            }
+            Err(_) => {}
+        }
+    }
+    refused.map(|(member, error)| told(&account.config, &member.name.to_string(), &error))
+}
+
+/// The leader, or those that are up, and then the others. A member in maintenance is left alone.
+fn asked(snapshot: &Snapshot) -> Vec<&Member> {
+    if let Leader::Verified { member, .. } = &snapshot.leader {
+        return snapshot.member(member).into_iter().collect();
+    }
+    let is_asked = |member: &&Member| !member.host.is_empty() && member.admin != AdminState::Maint;
+    let mut asked: Vec<&Member> = snapshot.members.iter().filter(is_asked).collect();
     asked.sort_by_key(|member| !member.health.up);
     asked.truncate(MOST);
     asked

@@ -236,15 +236,12 @@ impl Service {
         // The loop below handles clusters that are not ready by then.
         let _ = timeout(WARM_UP, ready).await;
         for (name, next) in &next {
-            if let NextCluster::Credentials(handle, tls) = next
-                && let Some(cluster) = new.clusters.get(&**name)
-                && let password = cluster.service_account.password.as_ref()
-                && let Some(refusal) = handle.refusal(password, Arc::clone(tls)).await
+            if let Some(account) = new.clusters.get(&**name).map(|cluster| &cluster.service_account)
+                && let Some(refusal) = next.refusal(account).await
             {
                 faults.push(format!("clusters.{name}.service_account: {refusal}"));
+                continue;
             }
-        }
-        for (name, next) in &next {
             match next {
                 NextCluster::Replaced(handle, successor, _) if !successor.has_leader_of(handle) => faults.push(format!(
                     "clusters.{name}: the router saw no leader within {} s with the new settings, and sees one with the old settings",
@@ -292,8 +289,11 @@ impl Service {
             return Ok(NextCluster::New(handle));
         };
         Ok(match change {
-            ClusterChange::Same => NextCluster::Unchanged(handle),
-            ClusterChange::Credentials => {
+            // A new file may have been put in service since the configuration was read.
+            ClusterChange::Same if handle.has_account(&cluster.service_account) => {
+                NextCluster::Unchanged(handle)
+            }
+            ClusterChange::Same | ClusterChange::Credentials => {
                 let tls = TlsClient::new(&cluster.server_tls)?;
                 NextCluster::Credentials(handle, tls)
             }
@@ -375,6 +375,21 @@ impl NextCluster {
             | Self::Credentials(handle, _)
             | Self::Replaced(handle, ..)
             | Self::New(handle) => handle,
+        }
+    }
+
+    /// Why the servers refuse this account of the new configuration, if it is another one.
+    async fn refusal(&self, account: &config::ServiceAccount) -> Option<String> {
+        match self {
+            Self::Credentials(handle, tls) => {
+                handle
+                    .refusal(account.password.as_ref(), Arc::clone(tls))
+                    .await
+            }
+            Self::Replaced(handle, successor, _) if !handle.has_account(account) => {
+                successor.refusal().await
+            }
+            Self::Unchanged(_) | Self::Replaced(..) | Self::New(_) => None,
         }
     }
 

@@ -420,6 +420,9 @@ fn a_password_that_the_servers_refuse_is_not_put_in_service() {
     // Another file.
     let other = secret(router.dir(), "other.password", "wrong as well");
     refused(&usual.replace(file, other.to_str().unwrap()));
+    // Another one together with other keys of the cluster.
+    let faster = format!("{}, timeout: 3s", other.display());
+    refused(&usual.replace(file, &faster));
     // No password at all, where the server asks for one.
     let told = subject.refuses(&usual.replace(&format!(", password_file: {file}"), ""));
     assert!(told.contains("refuses trunkline without a password"), "{told}");
@@ -436,6 +439,12 @@ fn a_password_that_the_servers_refuse_is_not_put_in_service() {
     server.sql("ALTER ROLE trunkline PASSWORD 'wrong'");
     subject.takes(usual);
     assert!(subject.enters(6432));
+    // The file goes back to what it was when the configuration was read, and no further.
+    fs::write(file, "trunkline").unwrap();
+    refused(usual);
+    refused(&format!("{usual}limits: {{max_clients: 77}}\n"));
+    fs::write(file, "wrong").unwrap();
+    subject.takes(&format!("{usual}limits: {{max_clients: 77}}\n"));
     // Nobody can say whether it is right.
     server.stop();
     fs::write(file, "another").unwrap();
