@@ -75,9 +75,7 @@ async fn refusal(account: &ServiceAccount, snapshot: &Snapshot) -> Option<String
             // Always the same one is told, so that a fault that stays is the same fault.
             Err(error)
                 if is_of_password(&error)
-                    && refused
-                        .as_ref()
-                        .is_none_or(|(first, _)| member.name < first.name) =>
+                    && refused.as_ref().is_none_or(|(first, _)| member.name < first.name) =>
             {
                 refused = Some((member, error));
             }

@@ -382,13 +382,9 @@ impl NextCluster {
     async fn refusal(&self, account: &config::ServiceAccount) -> Option<String> {
         match self {
             Self::Credentials(handle, tls) => {
-                handle
-                    .refusal(account.password.as_ref(), Arc::clone(tls))
-                    .await
+                handle.refusal(account.password.as_ref(), Arc::clone(tls)).await
             }
-            Self::Replaced(handle, successor, _) if !handle.has_account(account) => {
-                successor.refusal().await
-            }
+            Self::Replaced(handle, successor, _) if !handle.has_account(account) => successor.refusal().await,
             Self::Unchanged(_) | Self::Replaced(..) | Self::New(_) => None,
         }
     }
