@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::handles::{ClusterView, Phase};
+use super::words::shown_role;
 use crate::cluster::snapshot::{AdminState, Leader, Member, NamedBy, Role, Snapshot};
 use crate::config::Route;
 use crate::routing;
@@ -223,7 +224,7 @@ pub struct MemberView {
     pub port: u16,
     /// By the source.
     pub role: Option<String>,
-    /// As tables show it: `leader` only for the verified leader, [`NAMED_LEADER`] for another that
+    /// As tables show it: `leader` only for the verified leader, `named leader` for another that
     /// the source names. `None` also from a router of an older version.
     #[serde(default)]
     pub role_shown: Option<String>,
@@ -336,19 +337,6 @@ impl MemberView {
             server_connections: Some(load.connections),
             routes: routes(view, snapshot, member),
         }
-    }
-}
-
-/// The role of a member that the source names as the leader, and that this router has not verified:
-/// it was killed, is being promoted, or another one leads by now.
-const NAMED_LEADER: &str = "named leader";
-
-/// The role that does not contradict who leads.
-fn shown_role(role: Option<&str>, is_leader: bool) -> Option<&str> {
-    match role {
-        _ if is_leader => Some("leader"),
-        Some("leader") => Some(NAMED_LEADER),
-        role => role,
     }
 }
 

@@ -1,4 +1,5 @@
-//! Words that every surface has in common: how long something lasts, and which names there are.
+//! Words that every surface has in common: how long something lasts, which names there are, and who
+//! leads.
 
 /// The longest list of names.
 const MOST_NAMES: usize = 20;
@@ -35,6 +36,19 @@ pub fn there_are<'n>(names: impl Iterator<Item = &'n str>) -> String {
             names[..MOST_NAMES].join(", "),
             names.len() - MOST_NAMES
         ),
+    }
+}
+
+/// The role of a member that the source names as the leader, and that this router has not verified:
+/// it was killed, is being promoted, or another one leads by now.
+const NAMED_LEADER: &str = "named leader";
+
+/// The role that does not contradict who leads.
+pub(super) fn shown_role(role: Option<&str>, is_leader: bool) -> Option<&str> {
+    match role {
+        _ if is_leader => Some("leader"),
+        Some("leader") => Some(NAMED_LEADER),
+        role => role,
     }
 }
 
