@@ -264,7 +264,7 @@ try {
   await page.getByRole("button", { name: `make leader: ${candidate}` }).click();
   await until("the plan is shown", () => document.querySelector("dialog[open]")?.textContent.includes("are held"));
   await audit("the plan");
-  // What is to be seen during the switchover lasts some seconds, which a busy machine takes to ask once: the page itself notes it.
+  // A switchover lasts some seconds. On a busy machine one question may take longer, so the page itself notes what it showed.
   await page.evaluate(() => {
     const seen = globalThis.seen = {};
     new MutationObserver(() => {
@@ -278,7 +278,7 @@ try {
   });
   await page.locator("dialog").getByRole("button", { name: `Switch over to ${candidate}` }).click();
   await until("clients are held", () => globalThis.seen.isHeld);
-  await until("nobody can write, says the verdict", () => globalThis.seen.header);
+  await until("the verdict says that nobody can write, and how to end that", () => globalThis.seen.command);
   await until("its steps are shown", () => globalThis.seen.steps);
   await page.evaluate(() => scrollTo(0, 0));
   await shot("page-switchover");
